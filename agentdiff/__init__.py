@@ -1,0 +1,46 @@
+"""Keep programs made of several agents out of concurrency trouble: named locks, and events that chain agents."""
+
+from .bus import Delivery, Subscription
+from .coordinator import Coordinator, Counts, Snapshot
+from .default import configure, coordinate, default_coordinator, emit, lock, when
+from .errors import (
+    ClosedError,
+    CoordinationError,
+    CoordinationTimeoutError,
+    DeadlockError,
+    LoopClosedError,
+    NotHeldError,
+    QueueFullError,
+)
+from .events import Event, Run
+from .locks import HolderInfo, Lock, LockGroup, LockInfo, Slot, WaiterInfo
+
+__all__ = [
+    "ClosedError",
+    "CoordinationError",
+    "CoordinationTimeoutError",
+    "Coordinator",
+    "Counts",
+    "DeadlockError",
+    "Delivery",
+    "Event",
+    "HolderInfo",
+    "Lock",
+    "LockGroup",
+    "LockInfo",
+    "LoopClosedError",
+    "NotHeldError",
+    "QueueFullError",
+    "Run",
+    "Slot",
+    "Snapshot",
+    "Subscription",
+    "WaiterInfo",
+    "configure",
+    "coordinate",
+    "default_coordinator",
+    "emit",
+    "lock",
+    "when",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,48 @@
+"""Time, injectable: whatever waits or measures asks a `Clock`, so that tests can own time."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+class RawLock(Protocol):
+    """What `threading.Lock()` gives."""
+
+    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+class Timer(Protocol):
+    """Something that will happen unless it is cancelled."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock:
+    """The system's time. A test's clock overrides all four methods.
+
+    `monotonic` and `time` are plain functions on the instance, because they stand on hot paths.
+    """
+
+    def __init__(self) -> None:
+        self.monotonic: Callable[[], float] = time.monotonic
+        self.time: Callable[[], float] = time.time
+
+    def wait(self, lock: RawLock, timeout: Optional[float]) -> bool:
+        """Wait until somebody releases `lock`, for at most `timeout` seconds; tell whether it was released."""
+        if timeout is None:
+            return lock.acquire()
+        return lock.acquire(True, min(max(timeout, 0.0), MAX_WAIT))
+
+    def call_later(self, loop: asyncio.AbstractEventLoop, delay: float, call: Callable[[], Any]) -> Timer:
+        """Have `loop`, which is the running one, make `call` after `delay` seconds."""
+        return loop.call_later(min(delay, MAX_WAIT), call)
+
+
+MAX_WAIT = 86400.0 * 365
+"""A year: the operating system refuses waits much longer, and nobody waits that long."""

@@ -1,0 +1,137 @@
+"""Who is asking: the running asyncio task, else the thread (L2), and the words to say so.
+
+A thread's owner is an object of ours that lives as long as the thread's local storage: thread
+numbers are reused by the system, so they identify nobody (L8). A task is its own identity.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from asyncio import AbstractEventLoop, Task, _get_running_loop, current_task
+from contextvars import ContextVar
+from types import CodeType, FrameType
+from typing import Any, Optional, Union
+
+import attrs
+
+
+@attrs.define(eq=False)
+class ThreadOwner:
+    """A thread as an owner of locks."""
+
+    thread: threading.Thread
+
+
+@attrs.define(eq=False)
+class GeneratorOwner:
+    """A coordinated generator as an owner: its hold is its own, whoever drives it (L2).
+
+    `driver` is who took the latest step; `guests` counts, per driver, the entries it made within.
+    """
+
+    agent: str
+    driver: Optional[Owner] = None
+    guests: dict[Any, int] = attrs.field(factory=dict)
+
+
+Owner = Union[ThreadOwner, GeneratorOwner, "Task[Any]"]
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.me = ThreadOwner(threading.current_thread())
+
+
+LOCAL = _Local()
+"""`LOCAL.me` is the calling thread's owner. Hot paths read it here when no loop runs."""
+
+running_loop = _get_running_loop
+
+HOLDS: ContextVar[Any] = ContextVar("agentdiff_holds", default=None)
+"""The slot entered last in this context; its `outer` is the one before. What a holder starts copies
+its context, and so knows from whom it may borrow (L2). Slots that have ended are ignored."""
+
+
+if sys.version_info < (3, 12):  # there `current_task` is slow: it asks for the loop even when it is given
+    from asyncio.tasks import _current_tasks  # type: ignore[attr-defined]
+
+    current_task_of = _current_tasks.get
+else:
+
+    def current_task_of(loop: Any) -> Optional[Task[Any]]:
+        """The task that `loop`, the running one or None, is running."""
+        return current_task(loop) if loop is not None else None
+
+
+def current_owner() -> Owner:
+    """Who is asking now: the running task, or the thread where there is none."""
+    loop = _get_running_loop()
+    if loop is None:
+        return LOCAL.me
+    return current_task_of(loop) or LOCAL.me
+
+
+def has_ended(owner: Owner) -> bool:
+    """Whether the thread or task is over, so that it can't release anything any more (L8)."""
+    if isinstance(owner, ThreadOwner):
+        return not owner.thread.is_alive()
+    if isinstance(owner, GeneratorOwner):
+        return False
+    return owner.done()
+
+
+def in_words(owner: Owner) -> str:
+    """The owner as a person would call it: `thread "MainThread"`, `task "Task-3"`, `a generator of ...`."""
+    if isinstance(owner, ThreadOwner):
+        return f'thread "{owner.thread.name}"'
+    if isinstance(owner, GeneratorOwner):
+        by = f", last driven by {in_words(owner.driver)}" if owner.driver is not None else ""
+        return f"a generator{by}"
+    return f'task "{owner.get_name()}"'
+
+
+AGENT_CODES: set[CodeType] = set()
+"""The code of the wrappers behind `@coordinate`: a frame running one of them has a local `agent`."""
+
+
+def current_frame(owner: Owner) -> Optional[FrameType]:
+    """The innermost frame of a thread or task, if it can be had; only to be shown."""
+    if isinstance(owner, GeneratorOwner):
+        return current_frame(owner.driver) if owner.driver is not None else None
+    if isinstance(owner, ThreadOwner):
+        ident = owner.thread.ident
+        return sys._current_frames().get(ident) if ident is not None else None
+    stack = owner.get_stack(limit=1)
+    return stack[-1] if stack else None
+
+
+def agent_of(owner: Owner) -> Optional[str]:
+    """The name of the agent that the owner is running at this moment, read off its stack.
+
+    Costs the agents nothing: only who is waiting, or looking, pays.
+    """
+    if isinstance(owner, GeneratorOwner):
+        return owner.agent
+    if isinstance(owner, ThreadOwner):
+        frame = current_frame(owner)
+        while frame is not None:
+            if frame.f_code in AGENT_CODES:
+                return str(frame.f_locals["agent"].name)
+            frame = frame.f_back
+        return None
+    found: Optional[str] = None
+    awaited: Any = owner.get_coro()
+    while awaited is not None:  # from the outermost coroutine to what it awaits: the innermost agent counts
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
+        if frame is not None and frame.f_code in AGENT_CODES and "agent" in frame.f_locals:
+            found = str(frame.f_locals["agent"].name)
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
+    return found
+
+
+def loop_of(owner: Owner) -> Optional[AbstractEventLoop]:
+    """The loop that must run for this owner to go on; None for a thread."""
+    if isinstance(owner, (ThreadOwner, GeneratorOwner)):
+        return None
+    return owner.get_loop()

@@ -1,0 +1,123 @@
+"""The one line in which threads and tasks wait, first come first served (L3).
+
+Nothing here decides. The table appoints a waiter under its mutex and wakes it afterwards; a
+waiter only knows how to sleep on its side, thread or loop, and how to be woken.
+"""
+
+from __future__ import annotations
+
+import threading
+from asyncio import Future, get_running_loop
+from collections import OrderedDict
+from contextlib import suppress
+from typing import Generic, Iterator, Optional, Protocol, TypeVar
+
+import attrs
+
+from ._clock import Clock
+from ._owner import Owner, running_loop
+
+T = TypeVar("T")
+
+
+class Bell(Protocol):
+    """What a sleeper leaves with whoever will wake it."""
+
+    def ring(self) -> bool:
+        """End the sleep; False if nobody can be woken any more. Never blocks, and may be called twice."""
+
+
+class ThreadBell:
+    """A sleep on a thread."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> bool:
+        with suppress(RuntimeError):  # rung already
+            self._lock.release()
+        return True
+
+    def sleep(self, clock: Clock, timeout: Optional[float]) -> None:
+        """Sleep until it is rung, `timeout` seconds at most."""
+        clock.wait(self._lock, timeout)
+
+
+class TaskBell:
+    """A sleep on the running loop."""
+
+    __slots__ = ("_loop", "_future")
+
+    def __init__(self) -> None:
+        self._loop = get_running_loop()
+        self._future: Future[None] = self._loop.create_future()
+
+    def ring(self) -> bool:
+        if running_loop() is self._loop:
+            self._finish()
+            return True
+        try:
+            self._loop.call_soon_threadsafe(self._finish)
+        except RuntimeError:
+            return False  # the loop has been closed: nobody will ever run this task again
+        return True
+
+    def _finish(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def sleep(self, clock: Clock, timeout: Optional[float]) -> None:
+        """Sleep until it is rung, `timeout` seconds at most."""
+        if timeout is None:
+            await self._future
+            return
+        timer = clock.call_later(self._loop, timeout, self._finish)
+        try:
+            await self._future
+        finally:
+            timer.cancel()
+
+
+@attrs.define(eq=False)
+class Waiter(Generic[T]):
+    """One place in a line. `claim` is what it gets when its turn comes; `served` says that it has.
+
+    Both are written under the mutex of whoever owns the line; the waiter reads them under it too, or after the bell.
+    """
+
+    owner: Owner
+    claim: T
+    since: float
+    timeout: Optional[float]
+    bell: Bell
+    served: bool = False
+
+
+class WaitQueue(Generic[T]):
+    """Waiters in the order of their coming; leaving from the middle costs no more than leaving from the front."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self) -> None:
+        self._line: OrderedDict[Waiter[T], None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def __iter__(self) -> Iterator[Waiter[T]]:
+        return iter(self._line)
+
+    def join(self, waiter: Waiter[T]) -> None:
+        """Take the last place."""
+        self._line[waiter] = None
+
+    def leave(self, waiter: Waiter[T]) -> None:
+        """Give the place up; nothing if it is gone already."""
+        self._line.pop(waiter, None)
+
+    def first(self) -> Optional[Waiter[T]]:
+        """Who is next, or None."""
+        return next(iter(self._line), None)

@@ -1,0 +1,309 @@
+"""Threads that come and go with the work, a loop for those who bring none, and the drain at the process's exit.
+
+`submit` costs two deque operations and never waits: nobody takes a mutex unless a thread is to start or
+to end. The rules by which no job is left lying: who submits adds the job first and looks for a
+parked worker afterwards; who parks says so first and looks for a job afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from contextlib import suppress
+from itertools import count
+from typing import Any, Callable, Optional, Protocol
+
+logger = logging.getLogger("agentdiff")
+
+Job = Callable[[], Any]
+
+PARK_FOR = 1.0
+"""After so many idle seconds a worker ends."""
+
+
+class Tally:
+    """A counter that many threads raise without a mutex, and that can be read exactly.
+
+    `add()` is one atomic call. `read()`, one at a time, takes its own call off again.
+    """
+
+    __slots__ = ("add", "reads")
+
+    def __init__(self) -> None:
+        self.add: Callable[[], int] = count().__next__
+        self.reads = 0
+
+    def read(self) -> int:
+        """How often `add` has been called."""
+        self.reads += 1
+        return self.add() - self.reads + 1
+
+
+class Workers:
+    """At most `limit` daemon threads that run jobs in the order of their submission."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.limit = limit
+        self.watch: Callable[[], bool] = lambda: False  # asked by an idle worker: is there a reason to stay?
+        self._name = name
+        self._jobs: deque[Job] = deque()
+        self._parked: deque[threading.Lock] = deque()
+        self._mutex = threading.RLock()
+        self._threads: set[threading.Thread] = set()
+        self._numbers = count(1)
+        self._stopping = False
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are now."""
+        return len(self._threads)
+
+    @property
+    def backlog(self) -> int:
+        """How many jobs no worker has taken yet."""
+        return len(self._jobs)
+
+    def submit(self, job: Job) -> None:
+        """Have a worker run the job as soon as one is free."""
+        self._jobs.append(job)
+        try:
+            self._parked.popleft().release()
+        except IndexError:
+            if len(self._threads) < self.limit:
+                self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"{self._name}-worker-{next(self._numbers)}", daemon=True)
+        with self._mutex:
+            if len(self._threads) >= self.limit or not self._jobs:
+                return
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is shutting down: whoever drains runs the jobs (E6)
+            self._threads.discard(thread)
+
+    def _work(self) -> None:
+        bell = threading.Lock()
+        bell.acquire()
+        while True:
+            self.run_jobs()
+            self._parked.append(bell)
+            if self._jobs:
+                self._unpark(bell)
+            elif self._stopping or not bell.acquire(timeout=PARK_FOR):
+                self._unpark(bell)
+                if (self._stopping or not self.watch()) and self._retire():
+                    return
+
+    def _unpark(self, bell: threading.Lock) -> None:
+        """Stop being parked; if somebody has taken the bell meanwhile, wait for the ring."""
+        try:
+            self._parked.remove(bell)
+        except ValueError:
+            bell.acquire()
+
+    def _retire(self) -> bool:
+        """End this thread, unless a job has come: whoever submitted it may have counted on it."""
+        me = threading.current_thread()
+        with self._mutex:
+            self._threads.discard(me)
+            if self._jobs:
+                self._threads.add(me)
+                return False
+        return True
+
+    def run_jobs(self) -> None:
+        """Run what is there, on this thread."""
+        while True:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                return
+            try:
+                job()
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # a job reports failures of users' code itself: this is a fault of ours
+                logger.critical("a job of %s failed; please report this", self._name, exc_info=True)
+
+    def stop(self) -> None:
+        """Let the workers end as soon as they have nothing to do, and wait for it. A later job starts a thread again."""
+        self._stopping = True
+        try:
+            me = threading.current_thread()
+            while True:
+                with suppress(IndexError):
+                    while True:
+                        self._parked.popleft().release()
+                others = [thread for thread in self._threads if thread is not me and thread.is_alive()]
+                if not others:
+                    return
+                others[0].join()
+        finally:
+            self._stopping = False
+
+
+class OwnLoop:
+    """An asyncio loop on a daemon thread, made when somebody needs it: for async handlers that bring no loop (E8)."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._mutex = threading.Lock()
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
+        self._thread: Optional[threading.Thread] = None
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        """The loop, running."""
+        loop = self._loop
+        return loop if loop is not None else self._make()
+
+    def _make(self) -> asyncio.AbstractEventLoop:
+        with self._mutex:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=self._run, args=(loop,), name=f"{self._name}-loop", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    loop.close()
+                    raise
+                self._loop, self._thread = loop, thread
+            return self._loop
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+    def stop(self) -> None:
+        """Cancel what still runs, end the thread, close the loop. A later `get` makes a new one."""
+        with self._mutex:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            if thread is not threading.current_thread():
+                thread.join()
+
+
+# -- the exit of the process (E6) ---------------------------------------------------------------------------
+
+
+class Drainable(Protocol):
+    """Something with work that is to be done before the process ends."""
+
+    exit_timeout: Optional[float]
+
+    def drain(self, timeout: Optional[float]) -> bool:
+        """Let the work go on for `timeout` seconds, lending a hand where no thread can; True when all is done."""
+
+    def abandon(self, why: str) -> None:
+        """Say what will not be done."""
+
+
+_to_drain: weakref.WeakSet[Any] = weakref.WeakSet()
+_hooked = threading.Lock()
+
+
+def drain_at_exit(what: Drainable) -> None:
+    """Have the work of `what` done before the process ends, as long as somebody else holds on to it."""
+    _to_drain.add(what)
+    if _hooked.acquire(False):
+        # The interpreter calls these hooks last in, first out. The executors' comes with their import: ours is
+        # to run before it, since a drained handler may use a thread pool.
+        import concurrent.futures.thread  # noqa: F401
+
+        with suppress(RuntimeError, AttributeError):
+            threading._register_atexit(_drain_with_threads)  # type: ignore[attr-defined]
+        atexit.register(_drain_the_rest)
+
+
+_POLL = 0.05
+
+
+def _drain_with_threads() -> None:
+    """First part, while executors and non-daemon threads live: what they still emit is part of the chain."""
+    if sys.flags.interactive == 0 and getattr(sys, "last_type", None) is KeyboardInterrupt:
+        for what in list(_to_drain):
+            what.abandon("interrupted")
+        return
+    started = time.monotonic()
+    try:
+        while not _drain_all(started) or _wait_for_threads(started):
+            pass
+    except KeyboardInterrupt:
+        _die_of_interrupt()
+
+
+def _drain_the_rest() -> None:
+    """Second part, after them: what the executors' last jobs have emitted."""
+    started = time.monotonic()
+    try:
+        while not _drain_all(started):
+            pass
+    except KeyboardInterrupt:
+        _die_of_interrupt()
+
+
+def _drain_all(started: float) -> bool:
+    """One round; True if all is done, or given up for lack of time."""
+    done = True
+    for what in list(_to_drain):
+        if what.exit_timeout is not None and time.monotonic() - started >= what.exit_timeout:
+            if not what.drain(0):
+                what.abandon(f"exit_timeout of {what.exit_timeout:g} s is over")
+            _to_drain.discard(what)
+        elif not what.drain(_POLL):
+            done = False
+    return done
+
+
+def _wait_for_threads(started: float) -> bool:
+    """Wait a moment for other threads, which may still emit; False if there are none."""
+    if not len(_to_drain):
+        return False
+    from concurrent.futures import thread as executors
+
+    idle = executors._threads_queues  # their workers wait for work until the executors' own hook ends them
+    others = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread() and not thread.daemon and thread not in idle
+    ]
+    if others:
+        others[0].join(_POLL)
+    return bool(others)
+
+
+def _die_of_interrupt() -> None:
+    """Ctrl-C at exit: the traceback, other exit handlers, and the death that a shell expects (E6)."""
+    traceback.print_exc()
+    for what in list(_to_drain):
+        what.abandon("interrupted")
+    _to_drain.clear()
+    with suppress(BaseException):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)

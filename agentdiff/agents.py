@@ -1,0 +1,669 @@
+"""What stands behind `@coordinate`: one wrapper for each kind of function, and the life of one call.
+
+A wrapper is a real function of the same kind as what it wraps. Where nobody listens to the agent's
+events it does no more than take the lock and call; else a `_Call` tells each step of its life.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import string
+from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
+from typing import Any, Callable, Optional, Sequence, TypeVar, Union
+
+from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_owner, running_loop
+from .bus import Bus, Cause, Lane
+from .events import CAUSE
+from .locks import LockTable, Slot, check_timeout
+from .locks import check_name as check_lock_name
+
+logger = logging.getLogger("agentdiff")
+
+F = TypeVar("F", bound=Callable[..., Any])
+LockNames = Callable[[tuple[Any, ...], dict[str, Any]], Sequence[str]]
+LockSpec = Union[None, str, Sequence[str], Callable[..., Any]]
+
+_LIVE = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
+_FRAMEWORK_METHODS = ("invoke", "ainvoke", "kickoff", "run")
+
+
+class Agent:
+    """One `@coordinate`d function: its name, what it locks, and whether anybody listens."""
+
+    __slots__ = (
+        "name", "_timeout", "control_flow", "collect", "table", "bus", "clock", "names_of", "unheard_at",
+        "started", "complete", "failed", "cancelled",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        table: LockTable,
+        bus: Bus,
+        *,
+        timeout: Any,
+        control_flow: tuple[type[BaseException], ...],
+        collect: Optional[Callable[[list[Any]], Any]],
+    ) -> None:
+        self.name = name
+        self._timeout = timeout
+        self.control_flow = control_flow
+        self.collect = collect
+        self.table = table
+        self.bus = bus
+        self.clock = bus.clock
+        self.names_of: Optional[LockNames] = None
+        self.unheard_at = -1  # the version of the bus at which nobody listened to any of the four
+        self.started = f"{name}_started"
+        self.complete = f"{name}_complete"
+        self.failed = f"{name}_failed"
+        self.cancelled = f"{name}_cancelled"
+
+    @property
+    def timeout(self) -> Optional[float]:
+        """How long it waits for its locks: what `@coordinate` said, else what the coordinator says."""
+        return self.table.timeout if self._timeout is ... else self._timeout
+
+    def is_heard(self) -> bool:
+        """Whether anybody listens to this agent's events; asked again only when subscriptions change."""
+        version = self.bus.version
+        if version == self.unheard_at:
+            return False
+        if any(map(self.bus.hears, (self.started, self.complete, self.failed, self.cancelled))):
+            return True
+        self.unheard_at = version
+        return False
+
+
+class _Call:
+    """One call of an agent, from `_started` to its end (A2). Nothing in here raises into the agent (A3), but `enter`."""
+
+    __slots__ = ("agent", "heard", "cause", "lane", "before", "owner", "slots", "begun", "waited", "args", "kwargs")
+
+    def __init__(self, agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.agent = agent
+        self.args = args
+        self.kwargs = kwargs
+        self.slots: Sequence[Slot] = ()
+        self.owner: Optional[Owner] = None
+        self.waited: Optional[float] = None
+        self.begun = 0.0
+        self.cause: Optional[Cause] = None
+        self.lane: Optional[Lane] = None
+        self.before: Any = None
+        self.heard = agent.is_heard()
+        if self.heard:
+            self._tell_start()
+
+    def _tell_start(self) -> None:
+        agent = self.agent
+        bus = agent.bus
+        self.begun = agent.clock.monotonic()
+        outer = bus.own_cause(CAUSE.get())
+        self.lane = bus.lane_of(outer)
+        data = {"args": self.args, "kwargs": self.kwargs, "agent": agent.name, "timestamp": agent.clock.time()}
+        started = bus.emit_lifecycle(agent.started, data, agent.name, outer, self.lane)
+        if started is not None:
+            self.cause = bus.call_cause(started)
+
+    # -- the lock ---------------------------------------------------------------------------------------
+
+    def _names(self) -> Sequence[str]:
+        return () if self.agent.names_of is None else self.agent.names_of(self.args, self.kwargs)
+
+    def enter(self, owner: Optional[Owner] = None) -> None:
+        """Take the locks, waiting on this thread."""
+        names = self._names()
+        if names:
+            agent = self.agent
+            self.owner = owner or current_owner()
+            asked = agent.clock.monotonic()
+            self._entered(*agent.table.acquire_all(names, agent.timeout, self.owner, agent.name), asked)
+
+    async def enter_async(self, owner: Optional[Owner] = None) -> None:
+        """Take the locks, waiting on this loop."""
+        names = self._names()
+        if names:
+            agent = self.agent
+            self.owner = owner or current_owner()
+            asked = agent.clock.monotonic()
+            self._entered(*await agent.table.acquire_all_async(names, agent.timeout, self.owner, agent.name), asked)
+
+    def _entered(self, slots: Sequence[Slot], missed: Optional[str], asked: float) -> None:
+        self.waited = self.agent.clock.monotonic() - asked
+        if missed is not None:
+            raise self.agent.table.timeout_error(missed, self.agent.timeout or 0, current_owner())
+        self.slots = slots
+
+    def _leave(self) -> None:
+        slots, self.slots = self.slots, ()
+        if not slots:
+            return
+        try:
+            if isinstance(self.owner, GeneratorOwner):
+                for slot in reversed(slots):
+                    self.agent.table.free_generator(slot)
+            elif self.owner is not None:
+                self.agent.table.free_all(slots, self.owner)
+        except Exception:
+            logger.exception("the lock of agent %r could not be released", self.agent.name)
+
+    # -- around the agent's own code --------------------------------------------------------------------
+
+    def step_in(self) -> None:
+        """From here on the agent's own code runs: what it emits is caused by this call."""
+        if self.cause is not None:
+            self.before = CAUSE.get()
+            CAUSE.set(self.cause)
+
+    def step_out(self) -> None:
+        """The agent's own code doesn't run any more, or pauses."""
+        if self.cause is not None:
+            CAUSE.set(self.before)
+            self.before = None
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def end(self, result: Any = None, error: Optional[BaseException] = None) -> None:
+        """Release, then tell how it ended: exactly one of complete, failed, cancelled."""
+        self._leave()
+        if not self.heard:
+            return
+        agent = self.agent
+        data: dict[str, Any] = {
+            "agent": agent.name,
+            "timestamp": agent.clock.time(),
+            "duration": agent.clock.monotonic() - self.begun,
+        }
+        if self.waited is not None:
+            data["lock_wait"] = self.waited
+        if error is None:
+            data["result"] = result
+            name = agent.complete
+        else:
+            data.update(error=str(error), error_type=type(error).__name__, exception=error)
+            plain = isinstance(error, Exception) and not isinstance(error, agent.control_flow)
+            name = agent.failed if plain else agent.cancelled
+        agent.bus.emit_lifecycle(name, data, agent.name, self.cause, self.lane)
+        self.args, self.kwargs = (), {}
+
+
+class _Stream:
+    """The call of a generator: it owns its hold itself, and each step is a visit of whoever drives it (L2, A1)."""
+
+    __slots__ = ("call", "owner", "items", "count", "hold", "held_before", "over")
+
+    def __init__(self, call: _Call) -> None:
+        self.call = call
+        self.owner = GeneratorOwner(call.agent.name)
+        self.items: Optional[list[Any]] = [] if call.agent.collect is not None and call.heard else None
+        self.count = 0
+        self.hold: Any = None
+        self.held_before: Any = None
+        self.over = False
+
+    def enter(self) -> None:
+        """Take the locks, waiting on this thread."""
+        before = HOLDS.get()
+        self.call.enter(self.owner)
+        self._keep(before)
+
+    async def enter_async(self) -> None:
+        """Take the locks, waiting on this loop."""
+        before = HOLDS.get()
+        await self.call.enter_async(self.owner)
+        self._keep(before)
+
+    def _keep(self, before: Any) -> None:
+        if self.call.slots:  # the hold is the generator's: it shows in the context during its steps only
+            self.hold = HOLDS.get()
+            HOLDS.set(before)
+
+    def step_in(self) -> None:
+        """The generator's own code runs, driven by whoever runs this."""
+        self.call.step_in()
+        if self.hold is not None:
+            self.owner.driver = current_owner()
+            self.held_before = HOLDS.get()
+            HOLDS.set(self.hold)
+
+    def step_out(self) -> None:
+        """The generator pauses, or is over."""
+        self.call.step_out()
+        if self.hold is not None:
+            HOLDS.set(self.held_before)
+            self.held_before = None
+
+    def got(self, item: Any) -> None:
+        """The generator gave an item."""
+        self.count += 1
+        if self.items is not None:
+            self.items.append(item)
+
+    def end(self, error: Optional[BaseException] = None) -> None:
+        """Release, then tell how it ended; once, however often it ends."""
+        if self.over:
+            return
+        self.over = True
+        result: Any = None
+        if error is None:
+            result = self.count
+            collect = self.call.agent.collect
+            if self.items is not None and collect is not None:
+                try:
+                    result = collect(self.items)
+                except Exception:
+                    logger.exception("`collect` of agent %r failed", self.call.agent.name)
+        self.call.end(result, error)
+
+
+class _Abandoned:
+    """Lives in a generator's frame: if the frame goes without a last step, the stream ends with it (A1).
+
+    So it is for an async generator that is collected when its loop has been closed.
+    """
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: _Stream) -> None:
+        self.stream = stream
+
+    def __del__(self) -> None:
+        if not self.stream.over:
+            self.stream.end(error=GeneratorExit("the generator was abandoned"))
+
+
+# -- one wrapper for each kind ------------------------------------------------------------------------------
+
+
+def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
+    bus = agent.bus
+    if agent.names_of is None:
+
+        @functools.wraps(fn)
+        def free(*args: Any, **kwargs: Any) -> Any:
+            if bus.version == agent.unheard_at:
+                return fn(*args, **kwargs)
+            return _call(agent, fn, args, kwargs)
+
+        return free
+    only = getattr(agent.names_of, "only", None)
+    if only is None:
+
+        @functools.wraps(fn)
+        def locking(*args: Any, **kwargs: Any) -> Any:
+            return _call(agent, fn, args, kwargs)
+
+        return locking
+    quick, release, name = agent.table.quick, agent.table.free, agent.name
+
+    @functools.wraps(fn)
+    def quickly_locking(*args: Any, **kwargs: Any) -> Any:
+        if bus.version == agent.unheard_at:
+            me = LOCAL.me if running_loop() is None else current_owner()
+            slot = quick(only, me)
+            if slot is not None:
+                if slot.agent is None:
+                    slot.agent = name
+                try:
+                    result = fn(*args, **kwargs)
+                    if type(result) not in _LIVE:
+                        return result
+                    slot.depth += 1  # the hold goes on with what is still to run
+                finally:
+                    release(slot, me)
+                return _prolong(_taken_over(agent, args, kwargs, slot, me), result)
+        return _call(agent, fn, args, kwargs)
+
+    return quickly_locking
+
+
+def _call(agent: Agent, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    call = _Call(agent, args, kwargs)
+    try:
+        call.enter()
+        call.step_in()
+        try:
+            result = fn(*args, **kwargs)
+        finally:
+            call.step_out()
+    except BaseException as error:
+        call.end(error=error)
+        raise
+    if type(result) in _LIVE:
+        return _prolong(call, result)
+    call.end(result)
+    return result
+
+
+def _taken_over(agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any], slot: Slot, me: Owner) -> _Call:
+    call = _Call(agent, args, kwargs)
+    call.slots = (slot,)
+    call.owner = me
+    return call
+
+
+def _prolong(call: _Call, live: Any) -> Any:
+    """A plain function gave a coroutine or generator: lock and events span its running too, wherever it runs (A1)."""
+    if isinstance(live, CoroutineType):
+        return _run_on(call, live)
+    stream = _Stream(call)
+    wrap = _wrap_generator if isinstance(live, GeneratorType) else _wrap_async_generator
+    return wrap(call.agent, lambda guard: live, stream)(_Abandoned(stream))
+
+
+async def _run_on(call: _Call, coroutine: Any) -> Any:
+    call.step_in()
+    try:
+        result = await coroutine
+    except BaseException as error:
+        call.step_out()
+        call.end(error=error)
+        raise
+    call.step_out()
+    call.end(result)
+    return result
+
+
+def _wrap_coroutine(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
+    bus = agent.bus
+    if agent.names_of is None:
+
+        @functools.wraps(fn)
+        async def free(*args: Any, **kwargs: Any) -> Any:
+            if bus.version == agent.unheard_at:
+                return await fn(*args, **kwargs)
+            return await _call_async(agent, fn, args, kwargs)
+
+        return free
+
+    @functools.wraps(fn)
+    async def locking(*args: Any, **kwargs: Any) -> Any:
+        return await _call_async(agent, fn, args, kwargs)
+
+    return locking
+
+
+async def _call_async(agent: Agent, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    call = _Call(agent, args, kwargs)
+    try:
+        await call.enter_async()
+        call.step_in()
+        try:
+            result = await fn(*args, **kwargs)
+        finally:
+            call.step_out()
+    except BaseException as error:
+        call.end(error=error)
+        raise
+    call.end(result)
+    return result
+
+
+def _wrap_generator(agent: Agent, fn: Callable[..., Any], begun: Optional[_Stream] = None) -> Callable[..., Any]:
+    """Drive the generator as `yield from` would, with the stream's context set around each step only.
+
+    `begun` is a stream whose locks are taken already; its guard is the only argument of the call then.
+    """
+
+    @functools.wraps(fn)
+    def streaming(*args: Any, **kwargs: Any) -> Any:
+        stream = begun or _Stream(_Call(agent, args, kwargs))
+        guard = args[0] if begun else _Abandoned(stream)  # noqa: F841  (lives as long as this frame)
+        try:
+            if not begun:
+                stream.enter()
+            live = fn(*args, **kwargs)
+            del args, kwargs
+            step: Callable[[Any], Any] = live.send
+            value: Any = None
+            while True:
+                stream.step_in()
+                try:
+                    item = step(value)
+                except StopIteration as stop:
+                    result = stop.value
+                    break
+                finally:
+                    stream.step_out()
+                stream.got(item)
+                try:
+                    value = yield item
+                    step = live.send
+                except GeneratorExit:
+                    stream.step_in()
+                    try:
+                        live.close()
+                    finally:
+                        stream.step_out()
+                    raise
+                except BaseException as error:
+                    value = error
+                    step = live.throw
+        except BaseException as error:
+            stream.end(error)
+            raise
+        stream.end()
+        return result
+
+    return streaming
+
+
+def _wrap_async_generator(
+    agent: Agent, fn: Callable[..., Any], begun: Optional[_Stream] = None
+) -> Callable[..., Any]:
+    """The same for an async generator; `async for` has no `yield from`, so the two can't share their loop."""
+
+    @functools.wraps(fn)
+    async def streaming(*args: Any, **kwargs: Any) -> Any:
+        stream = begun or _Stream(_Call(agent, args, kwargs))
+        guard = args[0] if begun else _Abandoned(stream)  # noqa: F841  (lives as long as this frame)
+        try:
+            if not begun:
+                await stream.enter_async()
+            live = fn(*args, **kwargs)
+            del args, kwargs
+            step: Callable[[Any], Any] = live.asend
+            value: Any = None
+            while True:
+                stream.step_in()
+                try:
+                    item = await step(value)
+                except StopAsyncIteration:
+                    break
+                finally:
+                    stream.step_out()
+                stream.got(item)
+                try:
+                    value = yield item
+                    step = live.asend
+                except GeneratorExit:
+                    stream.step_in()
+                    try:
+                        await live.aclose()
+                    finally:
+                        stream.step_out()
+                    raise
+                except BaseException as error:
+                    value = error
+                    step = live.athrow
+        except BaseException as error:
+            stream.end(error)
+            raise
+        stream.end()
+
+    return streaming
+
+
+def _code_of(fn: Callable[..., Any]) -> CodeType:
+    code: CodeType = fn.__code__  # type: ignore[attr-defined]
+    return code
+
+
+AGENT_CODES.update(map(_code_of, (_call, _call_async)))
+
+
+# -- decorating ---------------------------------------------------------------------------------------------
+
+
+def coordinate(
+    agent: Agent, lock_name: LockSpec, function: F
+) -> F:
+    """Wrap `function` for `agent` by a real function of the same kind (A1)."""
+    fn: Any = function
+    if isinstance(fn, (staticmethod, classmethod)):
+        return type(fn)(coordinate(agent, lock_name, fn.__func__))  # type: ignore[return-value]
+    _refuse_what_is_no_function(fn)
+    agent.names_of = _lock_names(lock_name, fn)
+    plain = fn
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    kind = plain if inspect.isroutine(plain) else type(plain).__call__
+    if inspect.isasyncgenfunction(kind):
+        wrapper = _wrap_async_generator(agent, fn)
+    elif inspect.iscoroutinefunction(kind) or inspect.iscoroutinefunction(fn):
+        wrapper = _wrap_coroutine(agent, fn)
+    elif inspect.isgeneratorfunction(kind):
+        wrapper = _wrap_generator(agent, fn)
+    else:
+        wrapper = _wrap_function(agent, fn)
+    if not hasattr(fn, "__name__"):  # a partial or a callable instance: called after what it calls
+        named = plain if hasattr(plain, "__name__") else type(plain)
+        wrapper.__name__ = named.__name__
+        wrapper.__qualname__ = getattr(named, "__qualname__", named.__name__)
+        wrapper.__module__ = named.__module__
+        wrapper.__doc__ = getattr(plain, "__doc__", None)
+        hints = getattr(kind, "__annotations__", {})
+        wrapper.__annotations__ = dict(hints)
+    AGENT_CODES.add(_code_of(wrapper))
+    return wrapper
+
+
+def _refuse_what_is_no_function(fn: Any) -> None:
+    if isinstance(fn, type):
+        raise TypeError(f"@coordinate wraps functions, not classes: put it on a method of {fn.__name__}")
+    if not inspect.isroutine(fn) and not isinstance(fn, functools.partial):
+        for method in _FRAMEWORK_METHODS:
+            if hasattr(fn, method):
+                raise TypeError(
+                    f"@coordinate wraps functions, not a {type(fn).__name__} (it has .{method}): put @coordinate beneath "
+                    "the framework's decorator, directly on the function"
+                )
+    if not callable(fn):
+        raise TypeError(f"@coordinate wraps functions, not {type(fn).__name__}: {fn!r}")
+
+
+class _One:
+    """The same single lock for every call."""
+
+    __slots__ = ("only", "_names")
+
+    def __init__(self, name: str) -> None:
+        self.only = name
+        self._names = (name,)
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[str]:
+        return self._names
+
+
+def _lock_names(spec: LockSpec, fn: Callable[..., Any]) -> Optional[LockNames]:
+    """What to lock, from the call's arguments (A4)."""
+    if spec is None:
+        return None
+    if isinstance(spec, str):
+        check_lock_name(spec)
+        fields = _placeholders(spec)
+        if not fields:
+            return _One(spec.format())
+        return _template([spec], fields, fn)
+    if callable(spec):
+        choose = spec
+        return lambda args, kwargs: _checked(choose(*args, **kwargs))
+    if isinstance(spec, (list, tuple)):
+        if not spec:
+            raise ValueError("lock_name must not be an empty list: leave it out if nothing is to be locked")
+        names = [check_lock_name(name) for name in spec]
+        fields = [field for name in names for field in _placeholders(name)]
+        if not fields:
+            fixed = tuple(sorted({name.format() for name in names}))
+            return lambda args, kwargs: fixed
+        return _template(names, fields, fn)
+    raise TypeError(
+        f"lock_name must be a name, a template, a list of names, or a function of the call's arguments, not {spec!r}"
+    )
+
+
+def _placeholders(template: str) -> list[str]:
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise ValueError(f"lock_name {template!r} is no valid template: {error}") from None
+    roots = [field.replace("[", ".").split(".", 1)[0] for field in fields]
+    for root in roots:
+        if not root.isidentifier():
+            raise ValueError(f"lock_name {template!r}: name the parameter in the braces, as in 'customer_{{customer_id}}'")
+    return roots
+
+
+def _template(templates: Sequence[str], fields: Sequence[str], fn: Callable[..., Any]) -> LockNames:
+    signature = inspect.signature(fn)
+    extra = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    for field in fields:
+        if field not in signature.parameters and not extra:
+            raise ValueError(
+                f"lock_name {list(templates)} names {field!r}, which is no parameter of "
+                f"{getattr(fn, '__qualname__', fn)}{signature}"
+            )
+
+    def names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[str]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = dict(bound.arguments)
+        for name in extra:
+            values = {**values.pop(name), **values}
+        try:
+            return _checked([template.format_map(values) for template in templates])
+        except KeyError as error:
+            raise TypeError(f"lock_name {list(templates)} needs the argument {error}, which this call doesn't give") from None
+
+    return names
+
+
+def _checked(names: Any) -> Sequence[str]:
+    if isinstance(names, str):
+        return (check_lock_name(names),)
+    if names is None:
+        return ()
+    if not isinstance(names, (list, tuple, set, frozenset)):
+        raise TypeError(f"the function given as lock_name must return a name or a list of names, not {names!r}")
+    return sorted({check_lock_name(name) for name in names})
+
+
+def make_agent(
+    table: LockTable,
+    bus: Bus,
+    name: str,
+    *,
+    timeout: Any,
+    control_flow: Any,
+    collect: Optional[Callable[[list[Any]], Any]],
+) -> Agent:
+    """Check what `@coordinate` was given."""
+    if not isinstance(name, str):
+        raise TypeError(
+            f"@coordinate needs the agent's name, a string, not {name!r}: write @coordinate(\"researcher\")"
+        )
+    if not name:
+        raise ValueError("an agent's name must not be empty")
+    kinds = control_flow if isinstance(control_flow, tuple) else (control_flow,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise TypeError(f"control_flow must be an exception type or a tuple of them, not {control_flow!r}")
+    if collect is not None and not callable(collect):
+        raise TypeError(f"collect must be a function of the list of items, not {collect!r}")
+    return Agent(
+        name, table, bus, timeout=timeout if timeout is ... else check_timeout(timeout), control_flow=kinds, collect=collect
+    )
+

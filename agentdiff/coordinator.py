@@ -1,0 +1,377 @@
+"""Puts the parts together: a `Coordinator` owns one lock table and one event bus."""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop
+from types import TracebackType
+from typing import Any, Callable, Optional, TypeVar, Union, overload
+
+import attrs
+
+from . import agents
+from ._clock import Clock
+from .agents import LockSpec
+from .bus import Bus, Delivery, Handler, RunBlock, Subscription
+from .errors import ClosedError
+from .events import check_name as check_event_name
+from .locks import Lock, LockGroup, LockInfo, LockTable, check_name, check_timeout
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_HANDLES_KEPT = 1024
+WORKERS = 16
+MAX_PENDING = 1_000_000
+
+
+@attrs.frozen(kw_only=True)
+class Counts:
+    """What has gone wrong so far, in numbers (E3, E5).
+
+    Attributes:
+        handlers_failed: calls of handlers that raised.
+        events_refused: lifecycle events that could not be queued.
+    """
+
+    handlers_failed: int
+    events_refused: int
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """The state of a coordinator at one moment, frozen (L11).
+
+    Attributes:
+        locks: every lock that is held or waited for, by name.
+        pending: how many events are queued or being delivered.
+        counts: what has gone wrong so far.
+    """
+
+    locks: tuple[LockInfo, ...]
+    pending: int
+    counts: Counts
+
+
+class Coordinator:
+    """Named locks, events and coordinated agents that belong together. Two coordinators share nothing (L1).
+
+    >>> with Coordinator() as coord:
+    ...     @coord.coordinate("researcher", lock_name="openai_api")
+    ...     def research(topic):
+    ...         return f"all about {topic}"
+    ...
+    ...     @coord.on("researcher_complete")
+    ...     def analyse(data):
+    ...         print(data["result"])
+    ...
+    ...     _ = research("bees")
+    all about bees
+
+    Args:
+        name: how its threads are called.
+        workers: how many handlers may run at once; sync ones on as many threads, made when needed (E2, E8).
+        lock_timeout: how long whoever names no timeout waits for a lock, in seconds; None waits (L4).
+        max_pending: how many events may be queued or being delivered; beyond that `emit` raises (E5).
+        exit_timeout: how long the end of the process waits for pending events, in seconds; None: until all are done (E6).
+        clock: another source of time, for tests.
+
+    Raises:
+        TypeError, ValueError: an argument that makes no sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "agentdiff",
+        workers: int = WORKERS,
+        lock_timeout: Optional[float] = None,
+        max_pending: int = MAX_PENDING,
+        exit_timeout: Optional[float] = None,
+        clock: Optional[Clock] = None,
+    ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {name!r}")
+        self.name = name
+        clock = clock or Clock()
+        self._table = LockTable(clock, check_timeout(lock_timeout))
+        self._bus = Bus(
+            clock,
+            name=name,
+            workers=_at_least_one("workers", workers),
+            max_pending=_at_least_one("max_pending", max_pending),
+            exit_timeout=check_timeout(exit_timeout),
+        )
+        self._handles: dict[str, Lock] = {}
+
+    def __repr__(self) -> str:
+        return f"<Coordinator {self.name!r}{' closed' if self._bus.closed else ''}>"
+
+    # -- locks ------------------------------------------------------------------------------------------
+
+    @overload
+    def lock(self, name: str, *, timeout: Any = ..., lend: bool = ...) -> Lock: ...
+
+    @overload
+    def lock(self, name: str, second: str, /, *more: str, timeout: Any = ..., lend: bool = ...) -> LockGroup: ...
+
+    def lock(self, name: str, *more: str, timeout: Any = ..., lend: bool = True) -> Union[Lock, LockGroup]:
+        """A handle to the lock of this name, or to several: all or none (L6, L10).
+
+        Args:
+            name, more: non-empty strings.
+            timeout: how long `with` waits, in seconds: None waits, 0 tries once; left out: the coordinator's `lock_timeout`.
+            lend: whether what the holder starts while holding may enter too, one at a time (L2).
+
+        Raises:
+            TypeError, ValueError: no string, an empty one, or a timeout that makes no sense.
+            ClosedError: the coordinator has been closed.
+        """
+        if not more and timeout is ... and lend:
+            try:
+                return self._handles[name]
+            except (KeyError, TypeError):
+                pass
+        if self._bus.closed:
+            raise ClosedError(f"{self!r} gives no more locks")
+        check_name(name)
+        if timeout is not ...:
+            timeout = check_timeout(timeout)
+        if more:
+            return LockGroup(self._table, (name, *map(check_name, more)), timeout, lend)
+        handle = Lock(self._table, name, timeout, lend)
+        if timeout is ... and lend:
+            if len(self._handles) >= _HANDLES_KEPT:
+                self._handles.clear()
+            self._handles[name] = handle
+        return handle
+
+    # -- events -----------------------------------------------------------------------------------------
+
+    @overload
+    def on(
+        self,
+        name: str,
+        handler: None = ...,
+        *,
+        loop: Optional[AbstractEventLoop] = ...,
+        pass_event: bool = ...,
+        concurrent: bool = ...,
+        once: bool = ...,
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    def on(
+        self,
+        name: str,
+        handler: Handler,
+        *,
+        loop: Optional[AbstractEventLoop] = ...,
+        pass_event: bool = ...,
+        concurrent: bool = ...,
+        once: bool = ...,
+    ) -> Subscription: ...
+
+    def on(
+        self,
+        name: str,
+        handler: Optional[Handler] = None,
+        *,
+        loop: Optional[AbstractEventLoop] = None,
+        pass_event: bool = False,
+        concurrent: bool = False,
+        once: bool = False,
+    ) -> Union[Subscription, Callable[[F], F]]:
+        """Have a handler called for each event of this name: a decorator, or a call that gives a `Subscription`.
+
+        Args:
+            name: the event's name; `*` stands for any characters, `?` for any one (E9).
+            handler: takes the event's data. Sync handlers run on worker threads, async ones on a loop (E8).
+            loop: where an async handler runs; else the loop that runs now, else one of the coordinator's own.
+            pass_event: give the handler the whole `Event` (E14).
+            concurrent: later handlers and events don't wait for this one (E1).
+            once: called for one event only, and then cancelled (E10).
+
+        Returns:
+            The subscription; as a decorator, the function itself.
+
+        Raises:
+            TypeError, ValueError: no name, or a handler that can't be called with one argument.
+            ClosedError: the coordinator has been closed.
+        """
+        check_event_name(name)
+
+        def subscribe(function: Handler) -> Subscription:
+            return self._bus.subscribe(
+                name, function, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once
+            )
+
+        if handler is not None:
+            return subscribe(handler)
+
+        def decorate(function: F) -> F:
+            subscribe(function)
+            return function
+
+        return decorate
+
+    def emit(self, name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
+        """Send an event to those who are subscribed now; never waits for them (E4).
+
+        Args:
+            name: a non-empty string.
+            data: anything; handlers get this very object (E14).
+            sender: who says so, for those who look at the whole event.
+
+        Returns:
+            The delivery: it can be waited for, and holds results and errors.
+
+        Raises:
+            QueueFullError: `max_pending` events are pending (E5).
+            ClosedError: the coordinator has been closed.
+            TypeError, ValueError: the name is no string, or empty.
+        """
+        return self._bus.emit(name, data, sender)
+
+    def run(self, id: Optional[str] = None) -> RunBlock:
+        """A block whose events belong to one run, and so are delivered one at a time in emit order (E2, E12).
+
+        Args:
+            id: the run's name; an id entered again continues that run. None makes a new one.
+        """
+        return RunBlock(self._bus, id)
+
+    # -- agents -----------------------------------------------------------------------------------------
+
+    def coordinate(
+        self,
+        name: str,
+        lock_name: LockSpec = None,
+        *,
+        timeout: Any = ...,
+        control_flow: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
+        collect: Optional[Callable[[list[Any]], Any]] = None,
+    ) -> Callable[[F], F]:
+        """Make a function an agent: it holds its lock while it runs, and tells its life as events (A1, A2, A3).
+
+        Works on functions, coroutine functions, generators, async generators, methods, partials and callable
+        instances. Events: `{name}_started`, then one of `{name}_complete`, `{name}_failed`, `{name}_cancelled`.
+
+        Args:
+            name: the agent's name.
+            lock_name: a lock's name, a template over the call's arguments (`"customer_{customer_id}"`), a list of
+                those, or a function of the call's arguments (A4).
+            timeout: how long to wait for the lock, in seconds; left out: the coordinator's `lock_timeout` (L4).
+            control_flow: exception types that mean "interrupted" and not "failed" (A2).
+            collect: makes a generator's `result` of the list of its items, such as `"".join`; else it is their number.
+
+        Raises:
+            TypeError, ValueError: on decorating: what is no function, or a template that names no parameter.
+            CoordinationTimeoutError: on calling: the lock was not free in time.
+        """
+        agent = agents.make_agent(
+            self._table, self._bus, name, timeout=timeout, control_flow=control_flow, collect=collect
+        )
+
+        def decorate(function: F) -> F:
+            return agents.coordinate(agent, lock_name, function)
+
+        return decorate
+
+    # -- looking ----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The state at this moment: who holds what since when, who waits (L11)."""
+        return Snapshot(
+            locks=self._table.snapshot(),
+            pending=self._bus.pending,
+            counts=Counts(handlers_failed=self._bus.failed, events_refused=self._bus.refused),
+        )
+
+    # -- the end ----------------------------------------------------------------------------------------
+
+    def join(self, timeout: Optional[float] = None) -> None:
+        """Wait until every event is handled, with all that the handlers emit (E7).
+
+        Args:
+            timeout: seconds; None waits.
+
+        Raises:
+            CoordinationTimeoutError: it took longer.
+            DeadlockError: called in a handler.
+        """
+        self._bus.join(check_timeout(timeout))
+
+    async def join_async(self, timeout: Optional[float] = None) -> None:
+        """The same on a loop, which goes on meanwhile (E7)."""
+        await self._bus.join_async(check_timeout(timeout))
+
+    def close(self) -> None:
+        """Wait until every event is handled, then refuse new ones and end the threads (E7). Again: nothing."""
+        if not self._bus.closed:
+            self._bus.join()
+            self._shut()
+
+    async def close_async(self) -> None:
+        """The same on a loop, which goes on meanwhile (E7)."""
+        if not self._bus.closed:
+            await self._bus.join_async()
+            self._shut()
+
+    def _shut(self) -> None:
+        self._handles.clear()
+        self._bus.close()
+        self._bus.stop()
+
+    def _quit(self) -> None:
+        """Left by Ctrl-C or a cancellation: nobody wants to wait."""
+        self._handles.clear()
+        self._bus.close()
+        self._bus.abandon("its block was left by an interrupt")
+
+    def __enter__(self) -> Coordinator:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if error is None or isinstance(error, Exception):
+            self.close()
+        else:
+            self._quit()
+
+    async def __aenter__(self) -> Coordinator:
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if error is None or isinstance(error, Exception):
+            await self.close_async()
+        else:
+            self._quit()
+
+
+    def configure(
+        self,
+        *,
+        workers: Optional[int] = None,
+        lock_timeout: Any = ...,
+        max_pending: Optional[int] = None,
+        exit_timeout: Any = ...,
+    ) -> None:
+        """Change settings in place; what is registered stays registered (F3). What is left out stays as it is."""
+        checked = check_timeout(lock_timeout) if lock_timeout is not ... else self._table.timeout
+        checked_exit = check_timeout(exit_timeout) if exit_timeout is not ... else self._bus.exit_timeout
+        self._bus.resize(
+            None if workers is None else _at_least_one("workers", workers),
+            None if max_pending is None else _at_least_one("max_pending", max_pending),
+        )
+        self._table.timeout = checked
+        self._bus.exit_timeout = checked_exit
+
+
+def _at_least_one(what: str, number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{what} must be a whole number, not {number!r}")
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, not {number}")
+    return number

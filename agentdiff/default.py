@@ -1,0 +1,121 @@
+"""The one department of global state: the default coordinator, made on first use, and the facades on it (F1)."""
+
+from __future__ import annotations
+
+import threading
+from asyncio import AbstractEventLoop
+from typing import Any, Callable, Optional, TypeVar, Union, overload
+
+from .agents import LockSpec
+from .bus import Delivery, Handler, Subscription
+from .coordinator import Coordinator
+from .locks import Lock, LockGroup
+from .settings import make_coordinator
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_mutex = threading.Lock()
+_default: Optional[Coordinator] = None
+
+
+def default_coordinator() -> Coordinator:
+    """The coordinator behind the module-level functions; made on first use, as the environment says (F1, F3)."""
+    global _default
+    found = _default
+    if found is None:
+        with _mutex:
+            if _default is None:
+                _default = make_coordinator()
+            found = _default
+    return found
+
+
+def reset_default() -> None:
+    """Forget the default coordinator; the next use makes a new one. For tests: what was decorated keeps the old one."""
+    global _default
+    with _mutex:
+        _default = None
+
+
+def configure(
+    *,
+    workers: Optional[int] = None,
+    lock_timeout: Any = ...,
+    max_pending: Optional[int] = None,
+    exit_timeout: Any = ...,
+) -> None:
+    """Change the default coordinator in place: see `Coordinator.configure` (F3)."""
+    default_coordinator().configure(
+        workers=workers, lock_timeout=lock_timeout, max_pending=max_pending, exit_timeout=exit_timeout
+    )
+
+
+def coordinate(
+    name: str,
+    lock_name: LockSpec = None,
+    *,
+    timeout: Any = ...,
+    control_flow: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
+    collect: Optional[Callable[[list[Any]], Any]] = None,
+) -> Callable[[F], F]:
+    """`Coordinator.coordinate` on the default coordinator."""
+    return default_coordinator().coordinate(
+        name, lock_name, timeout=timeout, control_flow=control_flow, collect=collect
+    )
+
+
+@overload
+def when(
+    name: str,
+    handler: None = ...,
+    *,
+    loop: Optional[AbstractEventLoop] = ...,
+    pass_event: bool = ...,
+    concurrent: bool = ...,
+    once: bool = ...,
+) -> Callable[[F], F]: ...
+
+
+@overload
+def when(
+    name: str,
+    handler: Handler,
+    *,
+    loop: Optional[AbstractEventLoop] = ...,
+    pass_event: bool = ...,
+    concurrent: bool = ...,
+    once: bool = ...,
+) -> Subscription: ...
+
+
+def when(
+    name: str,
+    handler: Optional[Handler] = None,
+    *,
+    loop: Optional[AbstractEventLoop] = None,
+    pass_event: bool = False,
+    concurrent: bool = False,
+    once: bool = False,
+) -> Union[Subscription, Callable[[F], F]]:
+    """`Coordinator.on` on the default coordinator."""
+    return default_coordinator().on(
+        name, handler, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once
+    )
+
+
+def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
+    """`Coordinator.emit` on the default coordinator."""
+    return default_coordinator().emit(name, data, sender=sender)
+
+
+@overload
+def lock(name: str, *, timeout: Any = ..., lend: bool = ...) -> Lock: ...
+
+
+@overload
+def lock(name: str, second: str, /, *more: str, timeout: Any = ..., lend: bool = ...) -> LockGroup: ...
+
+
+def lock(name: str, *more: str, timeout: Any = ..., lend: bool = True) -> Union[Lock, LockGroup]:
+    """`Coordinator.lock` on the default coordinator."""
+    return default_coordinator().lock(name, *more, timeout=timeout, lend=lend)

@@ -1,0 +1,103 @@
+"""Every error that agentdiff raises on its own account, under one root.
+
+Each error carries its facts as fields, and a sentence for a person. All of them pickle.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+
+def _restore(cls: type[CoordinationError], args: tuple[Any, ...], fields: dict[str, Any]) -> CoordinationError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class CoordinationError(Exception):
+    """The root of the tree: catch it to catch whatever agentdiff itself raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, dict(self.__dict__))
+
+
+class CoordinationTimeoutError(CoordinationError, TimeoutError):
+    """A wait took longer than its `timeout` (L4). Nobody's fault: somebody else was busy for longer than you allowed.
+
+    Attributes:
+        name: what was waited for: the lock's name, or the event's.
+        timeout: how long the wait was allowed to take, in seconds.
+        holder: who held the lock, in words (agent name and thread or task); None where no lock is concerned.
+        held_for: for how long the holder had held it, in seconds; None where no lock is concerned.
+        waiting: how many others were waiting for the same thing.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        name: str = "",
+        timeout: Optional[float] = None,
+        holder: Optional[str] = None,
+        held_for: Optional[float] = None,
+        waiting: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.timeout = timeout
+        self.holder = holder
+        self.held_for = held_for
+        self.waiting = waiting
+
+
+class DeadlockError(CoordinationError, RuntimeError):
+    """A wait that could never end was refused before it began (L5, E16). The program's fault: the message names each hop.
+
+    Attributes:
+        name: what was about to be waited for.
+        cycle: one sentence for each hop of the ring.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "", cycle: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.name = name
+        self.cycle = cycle
+
+
+class NotHeldError(CoordinationError, RuntimeError):
+    """A lock was released by somebody who doesn't hold it (L8). The caller's fault; nothing was changed.
+
+    Attributes:
+        name: the lock's name.
+        holder: who does hold it, in words; None if nobody does.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "", holder: Optional[str] = None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.holder = holder
+
+
+class ClosedError(CoordinationError, RuntimeError):
+    """The coordinator has been closed (E7). The caller's fault: it went on using what it, or somebody, had closed."""
+
+
+class QueueFullError(CoordinationError):
+    """`emit` refused an event because `max_pending` events are waiting already (E5). Handlers are slower than emitters.
+
+    Attributes:
+        name: the event's name.
+        pending: how many events were pending.
+        max_pending: how many are allowed.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "", pending: int = 0, max_pending: int = 0) -> None:
+        super().__init__(message)
+        self.name = name
+        self.pending = pending
+        self.max_pending = max_pending
+
+
+class LoopClosedError(CoordinationError, RuntimeError):
+    """An async handler could not run, or not to its end: its event loop has been closed (E8)."""
