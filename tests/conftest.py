@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import faulthandler
+import sys
+import threading
+from typing import Any, Iterator
+
+import pytest
+from support import FakeClock
+
+from agentdiff import Coordinator
+from agentdiff.default import default_coordinator, reset_default
+
+TIME_LIMIT = 60.0
+
+
+def pytest_configure(config: Any) -> None:
+    config.addinivalue_line("markers", "time_limit(seconds): how long this test may take, if not 60 s")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: Any) -> Any:
+    """A test that hangs is a failure: every thread's stack is dumped, and the run ends."""
+    marker = item.get_closest_marker("time_limit")
+    faulthandler.dump_traceback_later(marker.args[0] if marker else TIME_LIMIT, exit=True, file=sys.__stderr__)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def coord() -> Iterator[Coordinator]:
+    """A coordinator; at the end all its events are delivered and no thread of it is left."""
+    before = set(threading.enumerate())
+    coordinator = Coordinator(name="test")
+    yield coordinator
+    coordinator.close()
+    left = [t for t in threading.enumerate() if t not in before and t.name.startswith("test-")]
+    assert not left
+
+
+@pytest.fixture
+def fresh_default() -> Iterator[Coordinator]:
+    """The facades act on a default coordinator of this test's own."""
+    reset_default()
+    yield default_coordinator()
+    default_coordinator().close()
+    reset_default()
