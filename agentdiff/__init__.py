@@ -1,7 +1,9 @@
 """Keep programs made of several agents out of concurrency trouble: named locks, and events that chain agents."""
 
+from ._table import Slot
 from .bus import Delivery, Subscription
 from .coordinator import Coordinator, Counts, Snapshot
+from .deadlock import HolderInfo, LockInfo, WaiterInfo
 from .default import configure, coordinate, default_coordinator, emit, lock, when
 from .errors import (
     ClosedError,
@@ -13,7 +15,7 @@ from .errors import (
     QueueFullError,
 )
 from .events import Event, Run
-from .locks import HolderInfo, Lock, LockGroup, LockInfo, Slot, WaiterInfo
+from .locks import Lock, LockGroup
 
 __all__ = [
     "ClosedError",

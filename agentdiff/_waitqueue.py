@@ -7,10 +7,11 @@ waiter only knows how to sleep on its side, thread or loop, and how to be woken.
 from __future__ import annotations
 
 import threading
-from asyncio import Future, get_running_loop
+from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Generic, Iterator, Optional, Protocol, TypeVar
+from typing import Generic, Optional, Protocol, TypeVar
 
 import attrs
 
@@ -49,11 +50,12 @@ class ThreadBell:
 class TaskBell:
     """A sleep on the running loop."""
 
-    __slots__ = ("_loop", "_future")
+    __slots__ = ("_future", "_loop", "_rung")
 
     def __init__(self) -> None:
         self._loop = get_running_loop()
-        self._future: Future[None] = self._loop.create_future()
+        self._rung = False
+        self._future: Optional[Future[None]] = None
 
     def ring(self) -> bool:
         if running_loop() is self._loop:
@@ -66,15 +68,22 @@ class TaskBell:
         return True
 
     def _finish(self) -> None:
-        if not self._future.done():
+        self._rung = True
+        self._end_sleep()
+
+    def _end_sleep(self) -> None:
+        if self._future is not None and not self._future.done():
             self._future.set_result(None)
 
     async def sleep(self, clock: Clock, timeout: Optional[float]) -> None:
         """Sleep until it is rung, `timeout` seconds at most."""
+        if self._rung:
+            return
+        self._future = self._loop.create_future()
         if timeout is None:
             await self._future
             return
-        timer = clock.call_later(self._loop, timeout, self._finish)
+        timer = clock.call_later(self._loop, timeout, self._end_sleep)
         try:
             await self._future
         finally:
@@ -93,6 +102,7 @@ class Waiter(Generic[T]):
     since: float
     timeout: Optional[float]
     bell: Bell
+    blocks: Optional[AbstractEventLoop] = None  # the loop whose thread sleeps in this wait
     served: bool = False
 
 

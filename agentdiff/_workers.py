@@ -136,8 +136,15 @@ class Workers:
             except BaseException:  # a job reports failures of users' code itself: this is a fault of ours
                 logger.critical("a job of %s failed; please report this", self._name, exc_info=True)
 
+    def forget(self) -> None:
+        """After a fork: the threads and jobs are the parent's."""
+        self._jobs.clear()
+        self._parked.clear()
+        self._threads.clear()
+        self._mutex = threading.RLock()
+
     def stop(self) -> None:
-        """Let the workers end as soon as they have nothing to do, and wait for it. A later job starts a thread again."""
+        """Let the workers end as soon as they have nothing to do, and wait for it. A later job starts one again."""
         self._stopping = True
         try:
             me = threading.current_thread()
@@ -194,6 +201,11 @@ class OwnLoop:
             asyncio.set_event_loop(None)
             loop.close()
 
+    def forget(self) -> None:
+        """After a fork: the thread is the parent's, and so is the loop."""
+        self._mutex = threading.Lock()
+        self._loop = self._thread = None
+
     def stop(self) -> None:
         """Cancel what still runs, end the thread, close the loop. A later `get` makes a new one."""
         with self._mutex:
@@ -203,6 +215,32 @@ class OwnLoop:
             loop.call_soon_threadsafe(loop.stop)
             if thread is not threading.current_thread():
                 thread.join()
+
+
+# -- fork (L13) ----------------------------------------------------------------------------------------------
+
+
+class Forgetful(Protocol):
+    """Something whose threads, holds and queues a forked child doesn't have."""
+
+    def forget(self) -> None:
+        """Begin anew, in the child."""
+
+
+_to_forget: weakref.WeakSet[Any] = weakref.WeakSet()
+_fork_hooked = threading.Lock()
+
+
+def forget_after_fork(what: Forgetful) -> None:
+    """Have `what` begin anew in each forked child."""
+    _to_forget.add(what)
+    if _fork_hooked.acquire(False) and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_all)
+
+
+def _forget_all() -> None:
+    for what in list(_to_forget):
+        what.forget()
 
 
 # -- the exit of the process (E6) ---------------------------------------------------------------------------

@@ -10,14 +10,16 @@ import functools
 import inspect
 import logging
 import string
+from collections.abc import Sequence
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
-from typing import Any, Callable, Optional, Sequence, TypeVar, Union
+from typing import Any, Callable, Optional, TypeVar, Union, cast
 
 from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_owner, running_loop
+from ._table import LockTable, Slot
 from .bus import Bus, Cause, Lane
 from .events import CAUSE
-from .locks import LockTable, Slot, check_timeout
 from .locks import check_name as check_lock_name
+from .locks import check_timeout
 
 logger = logging.getLogger("agentdiff")
 
@@ -33,8 +35,19 @@ class Agent:
     """One `@coordinate`d function: its name, what it locks, and whether anybody listens."""
 
     __slots__ = (
-        "name", "_timeout", "control_flow", "collect", "table", "bus", "clock", "names_of", "unheard_at",
-        "started", "complete", "failed", "cancelled",
+        "_timeout",
+        "bus",
+        "cancelled",
+        "clock",
+        "collect",
+        "complete",
+        "control_flow",
+        "failed",
+        "name",
+        "names_of",
+        "started",
+        "table",
+        "unheard_at",
     )  # fmt: skip
 
     def __init__(
@@ -78,9 +91,9 @@ class Agent:
 
 
 class _Call:
-    """One call of an agent, from `_started` to its end (A2). Nothing in here raises into the agent (A3), but `enter`."""
+    """One call of an agent, from `_started` to its end (A2). Nothing here raises into the agent (A3), but `enter`."""
 
-    __slots__ = ("agent", "heard", "cause", "lane", "before", "owner", "slots", "begun", "waited", "args", "kwargs")
+    __slots__ = ("agent", "args", "before", "begun", "cause", "heard", "kwargs", "lane", "owner", "slots", "waited")
 
     def __init__(self, agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.agent = agent
@@ -193,7 +206,7 @@ class _Call:
 class _Stream:
     """The call of a generator: it owns its hold itself, and each step is a visit of whoever drives it (L2, A1)."""
 
-    __slots__ = ("call", "owner", "items", "count", "hold", "held_before", "over")
+    __slots__ = ("call", "count", "held_before", "hold", "items", "over", "owner")
 
     def __init__(self, call: _Call) -> None:
         self.call = call
@@ -451,9 +464,7 @@ def _wrap_generator(agent: Agent, fn: Callable[..., Any], begun: Optional[_Strea
     return streaming
 
 
-def _wrap_async_generator(
-    agent: Agent, fn: Callable[..., Any], begun: Optional[_Stream] = None
-) -> Callable[..., Any]:
+def _wrap_async_generator(agent: Agent, fn: Callable[..., Any], begun: Optional[_Stream] = None) -> Callable[..., Any]:
     """The same for an async generator; `async for` has no `yield from`, so the two can't share their loop."""
 
     @functools.wraps(fn)
@@ -498,7 +509,7 @@ def _wrap_async_generator(
 
 
 def _code_of(fn: Callable[..., Any]) -> CodeType:
-    code: CodeType = fn.__code__  # type: ignore[attr-defined]
+    code: CodeType = fn.__code__
     return code
 
 
@@ -508,13 +519,11 @@ AGENT_CODES.update(map(_code_of, (_call, _call_async)))
 # -- decorating ---------------------------------------------------------------------------------------------
 
 
-def coordinate(
-    agent: Agent, lock_name: LockSpec, function: F
-) -> F:
+def coordinate(agent: Agent, lock_name: LockSpec, function: F) -> F:
     """Wrap `function` for `agent` by a real function of the same kind (A1)."""
     fn: Any = function
     if isinstance(fn, (staticmethod, classmethod)):
-        return type(fn)(coordinate(agent, lock_name, fn.__func__))  # type: ignore[return-value]
+        return cast(F, type(fn)(coordinate(agent, lock_name, fn.__func__)))
     _refuse_what_is_no_function(fn)
     agent.names_of = _lock_names(lock_name, fn)
     plain = fn
@@ -538,7 +547,7 @@ def coordinate(
         hints = getattr(kind, "__annotations__", {})
         wrapper.__annotations__ = dict(hints)
     AGENT_CODES.add(_code_of(wrapper))
-    return wrapper
+    return cast(F, wrapper)
 
 
 def _refuse_what_is_no_function(fn: Any) -> None:
@@ -548,8 +557,8 @@ def _refuse_what_is_no_function(fn: Any) -> None:
         for method in _FRAMEWORK_METHODS:
             if hasattr(fn, method):
                 raise TypeError(
-                    f"@coordinate wraps functions, not a {type(fn).__name__} (it has .{method}): put @coordinate beneath "
-                    "the framework's decorator, directly on the function"
+                    f"@coordinate wraps functions, not a {type(fn).__name__} (it has .{method}): put @coordinate "
+                    "beneath the framework's decorator, directly on the function"
                 )
     if not callable(fn):
         raise TypeError(f"@coordinate wraps functions, not {type(fn).__name__}: {fn!r}")
@@ -558,7 +567,7 @@ def _refuse_what_is_no_function(fn: Any) -> None:
 class _One:
     """The same single lock for every call."""
 
-    __slots__ = ("only", "_names")
+    __slots__ = ("_names", "only")
 
     def __init__(self, name: str) -> None:
         self.only = name
@@ -603,7 +612,9 @@ def _placeholders(template: str) -> list[str]:
     roots = [field.replace("[", ".").split(".", 1)[0] for field in fields]
     for root in roots:
         if not root.isidentifier():
-            raise ValueError(f"lock_name {template!r}: name the parameter in the braces, as in 'customer_{{customer_id}}'")
+            raise ValueError(
+                f"lock_name {template!r}: name the parameter in the braces, as in 'customer_{{customer_id}}'"
+            )
     return roots
 
 
@@ -626,7 +637,9 @@ def _template(templates: Sequence[str], fields: Sequence[str], fn: Callable[...,
         try:
             return _checked([template.format_map(values) for template in templates])
         except KeyError as error:
-            raise TypeError(f"lock_name {list(templates)} needs the argument {error}, which this call doesn't give") from None
+            raise TypeError(
+                f"lock_name {list(templates)} needs the argument {error}, which this call doesn't give"
+            ) from None
 
     return names
 
@@ -652,9 +665,7 @@ def make_agent(
 ) -> Agent:
     """Check what `@coordinate` was given."""
     if not isinstance(name, str):
-        raise TypeError(
-            f"@coordinate needs the agent's name, a string, not {name!r}: write @coordinate(\"researcher\")"
-        )
+        raise TypeError(f'@coordinate needs the agent\'s name, a string, not {name!r}: write @coordinate("researcher")')
     if not name:
         raise ValueError("an agent's name must not be empty")
     kinds = control_flow if isinstance(control_flow, tuple) else (control_flow,)
@@ -664,6 +675,10 @@ def make_agent(
     if collect is not None and not callable(collect):
         raise TypeError(f"collect must be a function of the list of items, not {collect!r}")
     return Agent(
-        name, table, bus, timeout=timeout if timeout is ... else check_timeout(timeout), control_flow=kinds, collect=collect
+        name,
+        table,
+        bus,
+        timeout=timeout if timeout is ... else check_timeout(timeout),
+        control_flow=kinds,
+        collect=collect,
     )
-

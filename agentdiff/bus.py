@@ -16,10 +16,11 @@ import threading
 import traceback
 from asyncio import AbstractEventLoop, CancelledError, Task
 from collections import deque
+from collections.abc import Generator
 from contextvars import Context
 from itertools import count
 from types import CoroutineType, TracebackType
-from typing import Any, Callable, Generator, Optional, Union
+from typing import Any, Callable, Optional, Union
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ._clock import Clock
@@ -50,8 +51,17 @@ class Subscription:
     """
 
     __slots__ = (
-        "name", "handler", "pass_event", "concurrent", "once", "_bus", "_order", "_loop", "_is_async", "_active",
+        "_active",
+        "_bus",
         "_claim",
+        "_is_async",
+        "_loop",
+        "_order",
+        "concurrent",
+        "handler",
+        "name",
+        "once",
+        "pass_event",
     )  # fmt: skip
 
     def __init__(
@@ -114,7 +124,7 @@ class Cause:
 
     # `lane` is where the events go that it causes; None: to be found by `Bus.lane_of`. `number` is that of the
     # event behind it, None for a run block outside of any. `handled` says that a handler of this event is at work.
-    __slots__ = ("bus", "outer", "lane", "number", "name", "depth", "handled")
+    __slots__ = ("bus", "depth", "handled", "lane", "name", "number", "outer")
 
     bus: Bus
     outer: Optional[Cause]
@@ -126,9 +136,9 @@ class Cause:
 
 
 class Lane:
-    """The order within a run, or within a thread or task outside of any: its events are delivered one at a time (E2)."""
+    """The order within a run, or a thread or task outside of any: its events are delivered one at a time (E2)."""
 
-    __slots__ = ("run_id", "queue", "turn", "parked", "_bus", "__weakref__")
+    __slots__ = ("__weakref__", "_bus", "parked", "queue", "run_id", "turn")
 
     def __init__(self, bus: Bus, run_id: Optional[str]) -> None:
         self.run_id = run_id
@@ -179,8 +189,23 @@ class Delivery:
     """
 
     __slots__ = (
-        "_bus", "_name", "_data", "_sender", "_number", "_time", "_cause", "_lane", "_route", "_inner", "_next",
-        "_outcomes", "_beside", "_done", "_bells", "_event", "__weakref__",
+        "__weakref__",
+        "_bells",
+        "_beside",
+        "_bus",
+        "_cause",
+        "_data",
+        "_done",
+        "_event",
+        "_inner",
+        "_lane",
+        "_name",
+        "_next",
+        "_number",
+        "_outcomes",
+        "_route",
+        "_sender",
+        "_time",
     )  # fmt: skip
 
     _bus: Bus
@@ -295,7 +320,7 @@ class Delivery:
 class _Away:
     """A handler that runs on a loop; it reports back exactly once, even if the loop is closed beneath it (E8)."""
 
-    __slots__ = ("delivery", "subscription", "place", "loop", "argument", "then", "task", "_reported")
+    __slots__ = ("_reported", "argument", "delivery", "loop", "place", "subscription", "task", "then")
 
     def __init__(
         self,
@@ -390,15 +415,31 @@ class Bus:
         self._any_pattern: Optional[re.Pattern[str]] = None
         self._routes: dict[str, tuple[Subscription, ...]] = {}
         self._order = count()
+        self._runs: WeakValueDictionary[str, Lane] = WeakValueDictionary()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing has been emitted yet."""
         self._number = count(1).__next__
         self._prefix = os.urandom(5).hex() + "-"
         self._accepted = Tally()
         self._finished = Tally()
-        self._room = max_pending
+        self._room = self.max_pending
         self._joiners: list[Bell] = []
         self._outside = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
-        self._runs: WeakValueDictionary[str, Lane] = WeakValueDictionary()
+
+    def forget(self) -> None:
+        """After a fork: the subscriptions are there, and nothing else (L13)."""
+        self.mutex = threading.RLock()
+        self.away.clear()
+        self.workers.forget()
+        self.loop.forget()
+        for lane in list(self._runs.values()):  # this thread may be in such a run
+            lane.queue.clear()
+            lane.turn = threading.Lock()
+            lane.parked = None
+        self._begin()
 
     # -- subscribing ------------------------------------------------------------------------------------
 
@@ -545,7 +586,7 @@ class Bus:
         return found
 
     def lane_of(self, cause: Optional[Cause]) -> Lane:
-        """The lane where no run is named: the run of the event that is handled, else the thread's or task's own (E2)."""
+        """The lane where no run is named: that of the event being handled, else the thread's or task's own (E2)."""
         while cause is not None:
             if cause.lane is not None:
                 return cause.lane
@@ -702,9 +743,7 @@ class Bus:
 
         return then
 
-    def _call(
-        self, delivery: Delivery, sub: Subscription, place: int, then: Optional[Callable[[], None]]
-    ) -> bool:
+    def _call(self, delivery: Delivery, sub: Subscription, place: int, then: Optional[Callable[[], None]]) -> bool:
         """Call a sync handler on this worker; False if it gave a coroutine, which is then driven on a loop."""
         CAUSE.set(delivery._inner)
         try:
@@ -950,9 +989,9 @@ class Bus:
 
 
 class RunBlock:
-    """What `coord.run("id")` gives: a context manager, for threads and tasks, that makes events belong to a run (E12)."""
+    """What `coord.run("id")` gives: a context manager that makes events belong to a run (E12)."""
 
-    __slots__ = ("_bus", "_id", "_before")
+    __slots__ = ("_before", "_bus", "_id")
 
     def __init__(self, bus: Bus, run_id: Optional[str]) -> None:
         if run_id is not None and not isinstance(run_id, str):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from asyncio import AbstractEventLoop
+from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Callable, Optional, TypeVar, Union, overload
+from typing import Any, Callable, Optional, TypeVar, Union, cast, overload
 
 import attrs
 
 from . import agents
 from ._clock import Clock
+from ._table import LockTable
+from ._workers import forget_after_fork
 from .agents import LockSpec
 from .bus import Bus, Delivery, Handler, RunBlock, Subscription
+from .deadlock import LockInfo, explain_locks
 from .errors import ClosedError
 from .events import check_name as check_event_name
-from .locks import Lock, LockGroup, LockInfo, LockTable, check_name, check_timeout
+from .locks import Lock, LockGroup, check_name, check_timeout
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,7 +76,8 @@ class Coordinator:
         workers: how many handlers may run at once; sync ones on as many threads, made when needed (E2, E8).
         lock_timeout: how long whoever names no timeout waits for a lock, in seconds; None waits (L4).
         max_pending: how many events may be queued or being delivered; beyond that `emit` raises (E5).
-        exit_timeout: how long the end of the process waits for pending events, in seconds; None: until all are done (E6).
+        slow_after: after how many seconds a wait for a lock logs one warning that explains it; None: never (L12).
+        exit_timeout: how long the end of the process waits for pending events, in seconds; None: for all (E6).
         clock: another source of time, for tests.
 
     Raises:
@@ -85,6 +91,7 @@ class Coordinator:
         workers: int = WORKERS,
         lock_timeout: Optional[float] = None,
         max_pending: int = MAX_PENDING,
+        slow_after: Optional[float] = 30.0,
         exit_timeout: Optional[float] = None,
         clock: Optional[Clock] = None,
     ) -> None:
@@ -92,7 +99,7 @@ class Coordinator:
             raise TypeError(f"name must be a string, not {name!r}")
         self.name = name
         clock = clock or Clock()
-        self._table = LockTable(clock, check_timeout(lock_timeout))
+        self._table = LockTable(clock, check_timeout(lock_timeout), check_timeout(slow_after))
         self._bus = Bus(
             clock,
             name=name,
@@ -101,6 +108,7 @@ class Coordinator:
             exit_timeout=check_timeout(exit_timeout),
         )
         self._handles: dict[str, Lock] = {}
+        forget_after_fork(self)
 
     def __repr__(self) -> str:
         return f"<Coordinator {self.name!r}{' closed' if self._bus.closed else ''}>"
@@ -118,7 +126,8 @@ class Coordinator:
 
         Args:
             name, more: non-empty strings.
-            timeout: how long `with` waits, in seconds: None waits, 0 tries once; left out: the coordinator's `lock_timeout`.
+            timeout: how long `with` waits, in seconds: None waits, 0 tries once; left out: the coordinator's
+                `lock_timeout`.
             lend: whether what the holder starts while holding may enter too, one at a time (L2).
 
         Raises:
@@ -286,7 +295,45 @@ class Coordinator:
             counts=Counts(handlers_failed=self._bus.failed, events_refused=self._bus.refused),
         )
 
+    def explain(self) -> str:
+        """Why is everything standing still? Who waits for whom, for how long, where in the code, what to do (L11)."""
+        snapshot = self.snapshot()
+        told = [explain_locks(snapshot.locks)] if any(lock.waiters for lock in snapshot.locks) else []
+        told += [
+            f"Lock {lock.name!r} is held by {holder.who}, which has ended without releasing. Nobody waits for it yet."
+            for lock in snapshot.locks
+            for holder in lock.holders
+            if holder.orphaned and not lock.waiters
+        ]
+        if snapshot.pending:
+            told.append(f"{snapshot.pending} event(s) are queued or being handled.")
+        return "\n\n".join(told) or "Nobody waits for a lock, and no event is pending."
+
+    def carry(self, function: F) -> F:
+        """Take this context along where it would be lost: its run, and the locks that may be borrowed (L2, E12).
+
+        `loop.run_in_executor(pool, coord.carry(fn))` runs `fn` in a copy of the context of the call to `carry`;
+        `asyncio.to_thread` does so by itself.
+
+        Raises:
+            TypeError: what is given can't be called.
+        """
+        if not callable(function):
+            raise TypeError(f"carry takes a function, not {function!r}")
+        context = copy_context()
+
+        @functools.wraps(function)
+        def carried(*args: Any, **kwargs: Any) -> Any:
+            return context.copy().run(function, *args, **kwargs)
+
+        return cast(F, carried)
+
     # -- the end ----------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """After a fork: the child has the subscriptions and settings, and nothing else (L13)."""
+        self._table.forget(forked=True)
+        self._bus.forget()
 
     def join(self, timeout: Optional[float] = None) -> None:
         """Wait until every event is handled, with all that the handlers emit (E7).
@@ -348,7 +395,6 @@ class Coordinator:
             await self.close_async()
         else:
             self._quit()
-
 
     def configure(
         self,

@@ -98,9 +98,7 @@ def when(
     once: bool = False,
 ) -> Union[Subscription, Callable[[F], F]]:
     """`Coordinator.on` on the default coordinator."""
-    return default_coordinator().on(
-        name, handler, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once
-    )
+    return default_coordinator().on(name, handler, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once)
 
 
 def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:

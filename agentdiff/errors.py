@@ -52,7 +52,7 @@ class CoordinationTimeoutError(CoordinationError, TimeoutError):
 
 
 class DeadlockError(CoordinationError, RuntimeError):
-    """A wait that could never end was refused before it began (L5, E16). The program's fault: the message names each hop.
+    """A wait that could never end was refused before it began (L5, E16). The program's fault: the text names each hop.
 
     Attributes:
         name: what was about to be waited for.

@@ -1,0 +1,229 @@
+"""The wait-for graph, and what to say about it: who waits for whom, since when, where, and what to do.
+
+Nothing here decides or changes anything. The lock table asks under its mutex whether a wait would close a
+ring (L5); the words are made afterwards, since they walk the stacks of those concerned.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any, Callable, Optional
+
+import attrs
+
+from ._owner import GeneratorOwner, Owner, ThreadOwner, agent_of, current_frame, has_ended, in_words
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PLUMBING = ("threading.py", f"asyncio{os.sep}", "contextlib.py", f"concurrent{os.sep}futures")
+
+
+@attrs.frozen(kw_only=True)
+class HolderInfo:
+    """Somebody inside a lock, as a snapshot shows it (L11).
+
+    Attributes:
+        who: the thread or task, in words.
+        agent: the agent that it runs, if any.
+        held_for: for how long it has been inside, in seconds.
+        entries: how many of its blocks are open.
+        borrowed: whether it is inside because the one before it lent the lock (L2).
+        orphaned: whether the thread or task has ended without releasing (L8).
+        where: the line of code that it is at.
+    """
+
+    who: str
+    agent: Optional[str]
+    held_for: float
+    entries: int
+    borrowed: bool
+    orphaned: bool
+    where: Optional[str]
+
+
+@attrs.frozen(kw_only=True)
+class WaiterInfo:
+    """Somebody in line for a lock, as a snapshot shows it (L11).
+
+    Attributes:
+        who: the thread or task, in words.
+        agent: the agent that it runs, if any.
+        waiting_for: for how long it has been in line, in seconds.
+        timeout: how long it is willing to wait, in seconds; None for ever.
+        where: the line of code that it is at.
+    """
+
+    who: str
+    agent: Optional[str]
+    waiting_for: float
+    timeout: Optional[float]
+    where: Optional[str]
+
+
+@attrs.frozen(kw_only=True)
+class LockInfo:
+    """One lock that is held or waited for, as a snapshot shows it (L11).
+
+    Attributes:
+        name: its name.
+        holders: who is inside, the outermost first.
+        waiters: who stands in line, the first first.
+    """
+
+    name: str
+    holders: tuple[HolderInfo, ...]
+    waiters: tuple[WaiterInfo, ...]
+
+
+@attrs.frozen
+class Hop:
+    """One edge of the graph: `waiter` can't go on before `other` does.
+
+    `lock` is what it waits for and `since` when `other` took it, None where `other` merely stands ahead in line.
+    Without a lock, `waiter` is a task, and `other` blocks the thread of its loop.
+    """
+
+    waiter: Owner
+    other: Owner
+    lock: Optional[str]
+    since: Optional[float]
+
+
+def find_ring(start: Owner, hops_of: Callable[[Owner], Iterable[Hop]]) -> tuple[Hop, ...]:
+    """The hops of a ring through `start`, or nothing."""
+    came_by: dict[Owner, Hop] = {}
+    todo = [start]
+    while todo:
+        owner = todo.pop()
+        for hop in hops_of(owner):
+            if hop.other is start:
+                ring = [hop]
+                while ring[-1].waiter is not start:
+                    ring.append(came_by[ring[-1].waiter])
+                return tuple(reversed(ring))
+            if hop.other not in came_by:
+                came_by[hop.other] = hop
+                todo.append(hop.other)
+    return ()
+
+
+# -- in words -----------------------------------------------------------------------------------------------
+
+
+def named(owner: Owner, agent: Optional[str] = None) -> str:
+    """The owner with the agent that it runs: `agent 'writer' (thread "T1")`."""
+    agent = agent or agent_of(owner)
+    return f"agent {agent!r} ({in_words(owner)})" if agent else in_words(owner)
+
+
+def age(seconds: float) -> str:
+    """A duration that reads well."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def where(owner: Owner) -> Optional[str]:
+    """The line of the program that a thread or task is at, past our own code and the standard library's waits."""
+    for frame in _frames(owner):
+        path = frame.f_code.co_filename
+        if not path.startswith(_PACKAGE) and not any(part in path for part in _PLUMBING):
+            return f"{os.path.basename(path)}:{frame.f_lineno} in {frame.f_code.co_name}()"
+    return None
+
+
+def _frames(owner: Owner) -> Iterable[FrameType]:
+    """The stack, innermost first."""
+    if isinstance(owner, GeneratorOwner):
+        return _frames(owner.driver) if owner.driver is not None else ()
+    if isinstance(owner, ThreadOwner) or owner.get_coro() is None:
+        return _outwards(current_frame(owner))
+    chain: list[FrameType] = []
+    awaited: Any = owner.get_coro()
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            chain.append(frame)
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    if chain and chain[-1].f_back is not None:  # it is running now: what it has called stands on the thread's stack
+        return _outwards(current_frame(owner))
+    return reversed(chain)
+
+
+def _outwards(frame: Optional[FrameType]) -> Iterable[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def at(place: Optional[str]) -> str:
+    """The place as an apposition, if it is known."""
+    return f", at {place}" if place else ""
+
+
+def ring_in_words(ring: tuple[Hop, ...], now: float) -> tuple[str, ...]:
+    """One sentence for each hop; the first is about whoever asked."""
+    sentences = []
+    for number, hop in enumerate(ring):
+        verb = "would wait" if number == 0 else "waits"
+        who, other = named(hop.waiter), named(hop.other)
+        if hop.lock is None:
+            sentences.append(
+                f"{who} can't go on, because the thread of its event loop is blocked: {other} waits there in a "
+                "blocking acquire (use `async with` there)"
+            )
+        elif hop.since is None:
+            sentences.append(
+                f"{who} {verb} for lock {hop.lock!r} behind {other}, who stands ahead in line{at(where(hop.waiter))}"
+            )
+        else:
+            sentences.append(
+                f"{who} {verb} for lock {hop.lock!r}, which {other} has held for {age(now - hop.since)}"
+                f"{at(where(hop.waiter))}"
+            )
+    return tuple(sentences)
+
+
+def explain_locks(locks: Iterable[LockInfo], only: Optional[str] = None) -> str:
+    """Who waits for whom, for how long, where, and what to do: for a tired person (L11)."""
+    contended = [lock for lock in locks if lock.waiters and (only is None or lock.name == only)]
+    waits = {waiter.who: lock.name for lock in locks for waiter in lock.waiters}
+    return "\n\n".join(_explain(lock, waits) for lock in contended)
+
+
+def _explain(lock: LockInfo, waits: dict[str, str]) -> str:
+    lines = []
+    for holder in lock.holders:
+        who = f"agent {holder.agent!r} ({holder.who})" if holder.agent else holder.who
+        how = "on loan from the one above" if holder.borrowed else "held"
+        lines.append(f"Lock {lock.name!r} is {how} by {who} for {age(holder.held_for)}{at(holder.where)}.")
+    if not lock.holders:
+        lines.append(f"Lock {lock.name!r} is being handed over.")
+    for place, waiter in enumerate(lock.waiters, 1):
+        who = f"agent {waiter.agent!r} ({waiter.who})" if waiter.agent else waiter.who
+        patience = "" if waiter.timeout is None else f", gives up after {age(waiter.timeout)}"
+        lines.append(f"  {place}. {who} has waited for {age(waiter.waiting_for)}{patience}{at(waiter.where)}.")
+    lines.extend(f"  -> {advice}" for advice in _advice(lock, waits))
+    return "\n".join(lines)
+
+
+def _advice(lock: LockInfo, waits: dict[str, str]) -> Iterable[str]:
+    for holder in lock.holders:
+        if holder.orphaned:
+            yield (
+                f"{holder.who} has ended without releasing: nobody ever will. Take the lock with `with`, or release it "
+                "in a `finally`."
+            )
+        elif holder.who in waits:
+            yield f"{holder.who} itself waits for lock {waits[holder.who]!r}: look there."
+        else:
+            place = f"look at {holder.where}" if holder.where else "look at what it is doing"
+            yield f"{holder.who} waits for no lock: {place}. If that takes long by nature, move it out of the block."
+
+
+def describe_orphan(owner: Owner) -> str:
+    """What to add about a holder whose thread or task is over (L8)."""
+    return ", which has ended without releasing it" if has_ended(owner) else ""
