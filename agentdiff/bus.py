@@ -24,7 +24,7 @@ from typing import Any, Callable, Optional, Union
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ._clock import Clock
-from ._owner import ThreadOwner, current_owner, running_loop
+from ._owner import GeneratorOwner, ThreadOwner, current_owner, running_loop
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import OwnLoop, Tally, Workers, drain_at_exit
 from .errors import ClosedError, CoordinationTimeoutError, DeadlockError, LoopClosedError, QueueFullError
@@ -33,6 +33,7 @@ from .events import CAUSE, Event, Run, as_regex, check_name, is_pattern
 logger = logging.getLogger("agentdiff")
 
 Handler = Callable[[Any], Any]
+Emit = Callable[..., "Delivery"]
 
 _ROUTES_KEPT = 4096
 _TURNS_BEFORE_OTHERS = 64
@@ -147,17 +148,17 @@ class Lane:
         self.parked: Optional[Delivery] = None  # waits for an async handler; only the turn's holder looks at it
         self._bus = bus
 
-    def push(self, delivery: Delivery) -> None:
-        """Put it at the end; see to it that somebody works on this lane."""
-        self.queue.append(delivery)
-        if self.turn.acquire(False):
-            self._bus.workers.submit(self.run)
+    def park(self, delivery: Delivery, place: int) -> None:
+        """Have the next `run` go on with this delivery, at this handler."""
+        delivery._next = place
+        self.parked = delivery
 
     def run(self) -> None:
         """Deliver, in turn, until nothing is left or an async handler is to be waited for."""
         bus = self._bus
         queue = self.queue
         delivery, self.parked = self.parked, None
+        place = 0 if delivery is None else delivery._next
         turns = 0
         while True:
             if delivery is None:
@@ -169,9 +170,10 @@ class Lane:
                         continue
                     bus.look_for_idle()
                     return
-            if not bus.carry_on(delivery):
+            if not bus.carry_on(delivery, place):
                 return  # whoever ends the async handler has this method run again
             delivery = None
+            place = 0
             turns += 1
             if turns >= _TURNS_BEFORE_OTHERS and bus.workers.backlog:
                 bus.workers.submit(self.run)  # others wait for a worker: to the end of their line
@@ -188,14 +190,14 @@ class Delivery:
     (42,)
     """
 
+    # The first nine are set by `emit`, the others when the handling begins, so that a pending event is small and
+    # quick to make. `_route` is emptied at the end: nobody is to be called any more.
     __slots__ = (
         "__weakref__",
-        "_bells",
         "_beside",
         "_bus",
         "_cause",
         "_data",
-        "_done",
         "_event",
         "_inner",
         "_lane",
@@ -221,12 +223,10 @@ class Delivery:
     _next: int
     _outcomes: list[tuple[int, Any, Optional[BaseException]]]
     _beside: int
-    _done: bool
-    _bells: Optional[list[Bell]]
     _event: Event
 
     def __repr__(self) -> str:
-        return f"<Delivery of {self._name!r} {'done' if self._done else 'pending'}>"
+        return f"<Delivery of {self._name!r} {'pending' if self._route else 'done'}>"
 
     @property
     def event(self) -> Event:
@@ -239,18 +239,18 @@ class Delivery:
     @property
     def done(self) -> bool:
         """Whether every handler has ended."""
-        return self._done
+        return not self._route
 
     @property
     def results(self) -> tuple[Any, ...]:
         """What the handlers have returned so far, in registration order; without those that raised."""
-        outcomes = sorted(self._outcomes, key=_by_place)
+        outcomes = sorted(getattr(self, "_outcomes", ()), key=_by_place)
         return tuple(result for _, result, error in outcomes if error is None)
 
     @property
     def errors(self) -> tuple[BaseException, ...]:
         """What the handlers have raised so far, in registration order."""
-        outcomes = sorted(self._outcomes, key=_by_place)
+        outcomes = sorted(getattr(self, "_outcomes", ()), key=_by_place)
         return tuple(error for _, _, error in outcomes if error is not None)
 
     def wait(self, timeout: Optional[float] = None) -> Delivery:
@@ -267,9 +267,9 @@ class Delivery:
             DeadlockError: called in a handler of this very event, or of one that this event caused (E16).
         """
         self._refuse_own()
-        if not self._done:
-            self._bus.sleep(self._add_bell, self._drop_bell, lambda: self._done, timeout)
-            if not self._done:
+        if self._route:
+            self._bus.sleep(self._add_bell, self._drop_bell, lambda: not self._route, timeout)
+            if self._route:
                 raise CoordinationTimeoutError(
                     f"event {self._name!r} was not handled within {timeout:g} s", name=self._name, timeout=timeout
                 )
@@ -277,11 +277,11 @@ class Delivery:
 
     def __await__(self) -> Generator[Any, None, Delivery]:
         self._refuse_own()
-        if not self._done:
+        if self._route:
             bell = TaskBell()
             self._add_bell(bell)
             try:
-                if not self._done:
+                if self._route:
                     yield from bell.sleep(self._bus.clock, None).__await__()
             finally:
                 self._drop_bell(bell)
@@ -289,7 +289,7 @@ class Delivery:
 
     def _refuse_own(self) -> None:
         cause: Any = CAUSE.get()
-        while cause is not None and not self._done:
+        while cause is not None and self._route:
             if cause.handled and cause.number == self._number and cause.bus is self._bus:
                 raise DeadlockError(
                     f"a handler of event {self._name!r}, or one that this event caused, waits for this event's "
@@ -301,19 +301,22 @@ class Delivery:
 
     def _add_bell(self, bell: Bell) -> None:
         with self._bus.mutex:
-            if self._bells is None:
-                self._bells = []
-            self._bells.append(bell)
+            self._bus.bells.setdefault(self, []).append(bell)
 
     def _drop_bell(self, bell: Bell) -> None:
         with self._bus.mutex:
-            if self._bells is not None and bell in self._bells:
-                self._bells.remove(bell)
+            bells = self._bus.bells.get(self, [])
+            if bell in bells:
+                bells.remove(bell)
+            if not bells:
+                self._bus.bells.pop(self, None)
 
     def _finish(self) -> None:
-        self._done = True
-        if self._bells is not None:
-            for bell in list(self._bells):
+        self._route = ()
+        if self._bus.bells:
+            with self._bus.mutex:
+                bells = self._bus.bells.pop(self, ())
+            for bell in bells:
                 bell.ring()
 
 
@@ -410,6 +413,7 @@ class Bus:
         self.failed = 0  # handlers that raised
         self.refused = 0  # lifecycle events that could not be queued
         self.away: set[_Away] = set()
+        self.bells: dict[Delivery, list[Bell]] = {}  # of those who wait for a delivery
         self._exact: dict[str, list[Subscription]] = {}
         self._patterns: list[tuple[re.Pattern[str], Subscription]] = []
         self._any_pattern: Optional[re.Pattern[str]] = None
@@ -420,19 +424,20 @@ class Bus:
 
     def _begin(self) -> None:
         """Nothing has been emitted yet."""
-        self._number = count(1).__next__
         self._prefix = os.urandom(5).hex() + "-"
         self._accepted = Tally()
         self._finished = Tally()
-        self._room = self.max_pending
+        self.room = self.max_pending
         self._joiners: list[Bell] = []
         self._outside = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
+        self.emit = _make_emit(self, self._routes, self._accepted.add)
 
     def forget(self) -> None:
         """After a fork: the subscriptions are there, and nothing else (L13)."""
         self.mutex = threading.RLock()
         self.away.clear()
+        self.bells.clear()
         self.workers.forget()
         self.loop.forget()
         for lane in list(self._runs.values()):  # this thread may be in such a run
@@ -491,12 +496,12 @@ class Bus:
         if is_pattern(name):
             regexes = [regex.pattern for regex, _ in self._patterns]
             self._any_pattern = re.compile("|".join(f"(?:{r})" for r in regexes), re.DOTALL) if regexes else None
-            self._routes = {}
+            self._routes.clear()
         else:
             self._routes.pop(name, None)
         self.version += 1
 
-    def _find_route(self, name: str) -> tuple[Subscription, ...]:
+    def find_route(self, name: str) -> tuple[Subscription, ...]:
         """Who listens to `name`, in registration order; remembered, so that others' subscriptions cost nothing (E9)."""
         check_name(name)
         with self.mutex:
@@ -507,66 +512,22 @@ class Bus:
                 subs.sort(key=lambda sub: sub._order)
             route = tuple(subs)
             if len(self._routes) >= _ROUTES_KEPT:
-                self._routes = {}
+                self._routes.clear()
             self._routes[name] = route
             return route
 
     def hears(self, name: str) -> bool:
         """Whether an event of this name would reach anybody."""
-        return not self.closed and bool(self._routes.get(name) or self._find_route(name))
+        return not self.closed and bool(self._routes.get(name) or self.find_route(name))
 
     # -- emitting ---------------------------------------------------------------------------------------
 
-    def emit(self, name: str, data: Any = None, sender: Optional[str] = None) -> Delivery:
-        """Send an event on its way; never waits for a handler (E4)."""
-        try:
-            route = self._routes.get(name)
-        except TypeError:  # unhashable
-            check_name(name)
-            raise
-        if route is None:
-            route = self._find_route(name)
-        cause = CAUSE.get()
-        if cause is not None and cause.bus is not self:
-            cause = self.own_cause(cause)
-        return self._send(name, data, sender, cause, route)
-
-    def _send(
-        self, name: str, data: Any, sender: Optional[str], cause: Optional[Cause], route: tuple[Subscription, ...]
-    ) -> Delivery:
-        delivery = Delivery()
-        delivery._bus = self
-        delivery._name = name
-        delivery._data = data
-        delivery._sender = sender
-        delivery._number = self._number()
-        delivery._time = self.clock.time()
-        delivery._cause = cause
-        delivery._route = route
-        delivery._bells = None
-        if not route:
-            delivery._lane = None
-            delivery._outcomes = []
-            delivery._done = True
-            return delivery
-        if self._accepted.add() >= self._room:
-            self._make_room(name)
-        delivery._outcomes = []
-        delivery._next = 0
-        delivery._done = False
-        lane = None if cause is None else cause.lane
-        if lane is None:
-            lane = self.lane_of(cause)
-        delivery._lane = lane
-        lane.push(delivery)
-        return delivery
-
-    def _make_room(self, name: str) -> None:
+    def make_room(self, name: str) -> None:
         """The count says that the queue may be full: find out (E5)."""
         with self.mutex:
             pending = self._accepted.read() - self._finished.read()  # this one included
             if pending <= self.max_pending:
-                self._room = self._accepted.read() + self._accepted.reads + self.max_pending - pending
+                self.room = self._accepted.read() + self._accepted.reads + self.max_pending - pending
                 return
             self._finished.add()
         self.look_for_idle()
@@ -593,21 +554,21 @@ class Bus:
             if cause.handled:
                 with self.mutex:
                     if cause.lane is None:
-                        cause.lane = self._run_lane(f"{self._prefix}{cause.number:x}")
+                        cause.lane = self._run_lane(self._id_of(cause.number))
                     return cause.lane
             cause = self.own_cause(cause.outer)
-        owner = current_owner()
-        if isinstance(owner, ThreadOwner):
-            lane: Optional[Lane] = getattr(self._outside, "lane", None)
-            if lane is None:
+        if running_loop() is None or isinstance(owner := current_owner(), ThreadOwner):
+            try:
+                lane: Lane = self._outside.lane
+            except AttributeError:
                 lane = self._outside.lane = Lane(self, None)
             return lane
-        assert isinstance(owner, Task) or hasattr(owner, "get_loop")
+        assert not isinstance(owner, GeneratorOwner)
         with self.mutex:
-            lane = self._outside_tasks.get(owner)  # type: ignore[arg-type]
-            if lane is None:
-                lane = self._outside_tasks[owner] = Lane(self, None)  # type: ignore[index]
-            return lane
+            found = self._outside_tasks.get(owner)
+            if found is None:
+                found = self._outside_tasks[owner] = Lane(self, None)
+            return found
 
     def _run_lane(self, run_id: str) -> Lane:
         lane = self._runs.get(run_id)
@@ -631,10 +592,10 @@ class Bus:
             name=delivery._name,
             data=delivery._data,
             sender=delivery._sender,
-            id=f"{self._prefix}{delivery._number:x}",
+            id=self._id_of(delivery._number),
             time=delivery._time,
             run_id=run_id,
-            parent_id=None if parent is None else f"{self._prefix}{parent:x}",
+            parent_id=None if parent is None else self._id_of(parent),
         )
         delivery._event = event
         return event
@@ -643,7 +604,12 @@ class Bus:
 
     def new_run_id(self) -> str:
         """An id that no run has yet."""
-        return f"{self._prefix}run-{self._number():x}"
+        return f"{self._prefix}run-{next(self._order):x}"
+
+    def _id_of(self, number: Optional[int]) -> str:
+        """An event's number as others see it: unique beyond this process; events that nobody heard count downwards."""
+        assert number is not None
+        return f"{self._prefix}{number:x}" if number >= 0 else f"{self._prefix}u{-number:x}"
 
     def run_cause(self, run_id: str) -> Cause:
         """The cause of a `run` block; the same id goes on in the same lane (E12)."""
@@ -679,14 +645,7 @@ class Bus:
     ) -> Optional[Delivery]:
         """Emit for an agent: into the lane given, and whatever goes wrong never reaches the agent (A3, E5)."""
         try:
-            route = self._routes.get(name)
-            if route is None:
-                route = self._find_route(name)
-            if lane is None and route:
-                lane = self.lane_of(cause)
-            if lane is not None and (cause is None or cause.lane is not lane):
-                cause = _into(lane, cause, self)
-            return self._send(name, data, sender, cause, route)
+            return self.emit(name, data, sender, cause, lane)
         except Exception as error:
             with self.mutex:
                 self.refused += 1
@@ -695,24 +654,23 @@ class Bus:
 
     # -- delivering ---------------------------------------------------------------------------------------
 
-    def carry_on(self, delivery: Delivery) -> bool:
+    def carry_on(self, delivery: Delivery, place: int) -> bool:
         """Call the next handlers, one after another (E1); False if an async one is to be waited for first."""
         route = delivery._route
-        place = delivery._next
         if place == 0:
             delivery._inner = self._inner_cause(delivery)
+            delivery._outcomes = []
             delivery._beside = 0
         while place < len(route):
             sub = route[place]
             place += 1
-            delivery._next = place
             if sub.concurrent:
                 self._start_beside(delivery, sub, place)
             elif sub._is_async:
                 if sub._active:
                     lane = delivery._lane
                     assert lane is not None
-                    lane.parked = delivery
+                    lane.park(delivery, place)
                     self._send_away(delivery, sub, place, _argument(delivery, sub), self._resume(lane))
                     return False
             elif sub._may_start() and not Context().run(self._call, delivery, sub, place, None):
@@ -757,7 +715,7 @@ class Bus:
             lane = delivery._lane
             assert lane is not None
             if then is None:
-                lane.parked = delivery
+                lane.park(delivery, place)
                 then = self._resume(lane)
             self._send_away(delivery, sub, place, result, then)
             return False
@@ -969,7 +927,7 @@ class Bus:
                 self.workers.limit = workers
             if max_pending is not None:
                 self.max_pending = max_pending
-                self._room = 0  # the next `emit` finds out how much room there is
+                self.room = 0  # the next `emit` finds out how much room there is
 
     def _refuse_if_closed(self) -> None:
         if self.closed:
@@ -979,7 +937,7 @@ class Bus:
         """Refuse from now on; what is queued is still delivered."""
         with self.mutex:
             self.closed = True
-            self._routes = {}
+            self._routes.clear()
             self.version += 1
 
     def stop(self) -> None:
@@ -1013,17 +971,52 @@ class RunBlock:
         CAUSE.set(self._before.pop())
 
 
-def _into(lane: Lane, cause: Optional[Cause], bus: Bus) -> Cause:
-    """The same cause, with the events going into `lane`."""
-    new = Cause()
-    new.bus = bus
-    new.outer = None if cause is None else cause.outer
-    new.lane = lane
-    new.number = None if cause is None else cause.number
-    new.name = "" if cause is None else cause.name
-    new.depth = 0 if cause is None else cause.depth
-    new.handled = cause is not None and cause.handled
-    return new
+def _make_emit(bus: Bus, routes: dict[str, tuple[Subscription, ...]], accept: Callable[[], int]) -> Emit:
+    """A closure, since every attribute looked up on this path shows in the figures."""
+    find = routes.get
+    now = bus.clock.time
+    count_unheard = count(-1, -1).__next__
+    why = CAUSE.get
+
+    def emit(
+        name: str, data: Any = None, sender: Optional[str] = None, cause: Any = ..., lane: Optional[Lane] = None
+    ) -> Delivery:
+        """Send an event on its way; never waits for a handler (E4). An agent's call names its cause and lane."""
+        try:
+            route = find(name)
+        except TypeError:  # unhashable
+            check_name(name)
+            raise
+        if route is None:
+            route = bus.find_route(name)
+        if cause is ...:
+            cause = why()
+            if cause is not None and cause.bus is not bus:
+                cause = bus.own_cause(cause)
+        delivery = Delivery()
+        delivery._bus = bus
+        delivery._name = name
+        delivery._data = data
+        delivery._sender = sender
+        delivery._time = now()
+        delivery._cause = cause
+        delivery._route = route
+        if not route:
+            delivery._number = count_unheard()
+            delivery._lane = lane
+            return delivery
+        delivery._number = number = accept()
+        if number >= bus.room:
+            bus.make_room(name)
+        if lane is None:
+            lane = bus.lane_of(cause) if cause is None or cause.lane is None else cause.lane
+        delivery._lane = lane
+        lane.queue.append(delivery)
+        if lane.turn.acquire(False):
+            bus.workers.submit(lane.run)
+        return delivery
+
+    return emit
 
 
 def _argument(delivery: Delivery, sub: Subscription) -> Any:
