@@ -37,7 +37,7 @@ class Clock:
         """Wait until somebody releases `lock`, for at most `timeout` seconds; tell whether it was released."""
         if timeout is None:
             return lock.acquire()
-        return lock.acquire(True, min(max(timeout, 0.0), MAX_WAIT))
+        return lock.acquire(True, timeout if 0 <= timeout <= MAX_WAIT else 0 if timeout < 0 else MAX_WAIT)
 
     def call_later(self, loop: asyncio.AbstractEventLoop, delay: float, call: Callable[[], Any]) -> Timer:
         """Have `loop`, which is the running one, make `call` after `delay` seconds."""

@@ -204,11 +204,12 @@ class LockTable:
         self._waiting[me] = waiter
         if blocks is not None:
             self._blocked[blocks] = waiter
-        ring = find_ring(me, self._hops)
-        if ring:
-            self._unlist(entry, waiter)
-            return None, ring
-        return waiter, ()
+        if self._blocked or any(other.owner in self._waiting for other in self._inside(name, entry)):
+            ring = find_ring(me, self._hops)
+            if ring:
+                self._unlist(entry, waiter)
+                return None, ring
+        return waiter, ()  # if all who are inside can go on, there is no ring
 
     def _hops(self, owner: Owner) -> Iterator[Hop]:
         """Before whom `owner` can't go on (L5)."""
@@ -245,8 +246,10 @@ class LockTable:
         if got is None or isinstance(got, Slot):
             return got
         try:
-            for left in self._spells(got, timeout, blocks is not None):
-                bell.sleep(self._clock, left)
+            spell = self._first_spell(timeout, blocks is not None)
+            bell.sleep(self._clock, spell)
+            if not got.served and spell != timeout:
+                bell.sleep(self._clock, self._second_spell(got, timeout))
         except BaseException:
             self._give_up(got)
             raise
@@ -261,23 +264,26 @@ class LockTable:
         if got is None or isinstance(got, Slot):
             return got
         try:
-            for left in self._spells(got, timeout, False):
-                await bell.sleep(self._clock, left)
+            spell = self._first_spell(timeout, False)
+            await bell.sleep(self._clock, spell)
+            if not got.served and spell != timeout:
+                await bell.sleep(self._clock, self._second_spell(got, timeout))
         except BaseException:
             self._give_up(got)
             raise
         return self._wake_up(got, lend)
 
-    def _spells(self, waiter: Place, timeout: Optional[float], blocks_loop: bool) -> Iterator[Optional[float]]:
-        """How long to sleep: until the wait is worth a warning, then for the rest (L12)."""
+    def _first_spell(self, timeout: Optional[float], blocks_loop: bool) -> Optional[float]:
+        """How long to sleep until the wait is worth a warning, or over (L12)."""
         slow_after = LOOP_BLOCKED_AFTER if blocks_loop else self.slow_after
         if slow_after is None or (timeout is not None and timeout <= slow_after):
-            yield timeout
-            return
-        yield slow_after
-        if not waiter.served:
-            self._warn(waiter, blocks_loop)
-            yield None if timeout is None else max(waiter.since + timeout - self._now(), 0.0)
+            return timeout
+        return slow_after
+
+    def _second_spell(self, waiter: Place, timeout: Optional[float]) -> Optional[float]:
+        """Warn; how long to sleep then."""
+        self._warn(waiter)
+        return None if timeout is None else max(waiter.since + timeout - self._now(), 0.0)
 
     def _wake_up(self, waiter: Place, lend: bool) -> Optional[Slot]:
         """The sleep is over: what did it bring?"""
@@ -374,7 +380,7 @@ class LockTable:
         async generator that is closed by another task), the entry is that of the only one who is.
         """
         slot = self.slots.get(name)
-        if slot is not None and slot.owner is me and name not in self.entries:
+        if slot is not None and slot.owner is me:
             self.free(slot, me)
             return
         with self._mutex:
@@ -429,15 +435,16 @@ class LockTable:
         for slot in reversed(slots):
             self.free(slot, me)
 
-    def free_generator(self, slot: Slot) -> None:
-        """End the hold of a generator, on any thread, task or closed loop, in a garbage collection too (L2).
+    def free_collected(self, slot: Slot, me: Owner) -> None:
+        """`free` for what a garbage collection may end, on any thread, task or closed loop: waits for nobody (L2).
 
-        Whoever drives it may still be inside by an entry of its own: then the last of them frees the lock.
+        Of a generator's slot: whoever drives it may still be inside, and then the last of them frees the lock.
         """
 
         def chore() -> list[Place]:
-            slot.depth = 0
-            return self._leave(slot.name, self._entry(slot.name), slot) if _is_empty(slot) else []
+            if self._exit(slot, me) and _is_empty(slot):
+                return self._leave(slot.name, self._entry(slot.name), slot)
+            return []
 
         self._chores.append(chore)
         self._do_chores()
@@ -465,7 +472,9 @@ class LockTable:
 
     def _inside(self, name: str, entry: _Entry) -> list[Slot]:
         root = self.slots.get(name)
-        return entry.chain if root is None else [root, *entry.chain]
+        if root is None:
+            return entry.chain
+        return [root, *entry.chain] if entry.chain else [root]
 
     def _mine(self, name: str, entry: _Entry, me: Owner) -> Optional[Slot]:
         for slot in self._inside(name, entry):
@@ -521,7 +530,8 @@ class LockTable:
 
     def _leave(self, name: str, entry: _Entry, slot: Slot) -> list[Place]:
         """Take a slot out; what it had lent stays inside, on loan from its own lender or as the new root."""
-        self._mend(name, entry)
+        if entry.chain:
+            self._mend(name, entry)
         woken: list[Place] = []
         if slot in entry.chain:
             entry.chain.remove(slot)
@@ -535,7 +545,8 @@ class LockTable:
             else:
                 del self.slots[name]
         slot.owner = None
-        woken += self._serve(name, entry)
+        if entry.line:
+            woken += self._serve(name, entry)
         self._tidy(name, entry)
         return woken
 
@@ -544,8 +555,6 @@ class LockTable:
 
         Whoever took the name in that moment took it before it looked for an entry; it will, and settle.
         """
-        if not entry.chain:
-            return
         found = self.slots.get(name)
         if found is entry.root:
             return
@@ -555,11 +564,13 @@ class LockTable:
 
     def _serve(self, name: str, entry: _Entry) -> list[Place]:
         """Appoint whoever's turn it is; the caller wakes them after the mutex."""
-        self._mend(name, entry)
+        if entry.chain:
+            self._mend(name, entry)
         woken: list[Place] = []
-        heir = entry.line.first()
-        if heir is not None and name not in self.slots and self.slots.setdefault(name, heir.claim) is heir.claim:
-            self._appoint(entry, heir, woken)
+        if entry.line and name not in self.slots:
+            heir = entry.line.first()
+            if heir is not None and self.slots.setdefault(name, heir.claim) is heir.claim:
+                self._appoint(entry, heir, woken)
         while entry.hopeful:
             top = self._inside(name, entry)[-1]
             borrower = next((w for w in entry.hopeful if self._lender(name, entry, w.claim) is top), None)
@@ -576,8 +587,9 @@ class LockTable:
         woken.append(waiter)
 
     def _unlist(self, entry: _Entry, waiter: Place) -> None:
-        entry.line.leave(waiter)
-        entry.hopeful.leave(waiter)
+        entry.line.pop(waiter, None)
+        if entry.hopeful:
+            entry.hopeful.leave(waiter)
         if self._waiting.get(waiter.owner) is waiter:
             del self._waiting[waiter.owner]
         if waiter.blocks is not None:
@@ -655,9 +667,9 @@ class LockTable:
         hops = "".join(f"\n  {number}. {hop}" for number, hop in enumerate(cycle, 1))
         return DeadlockError(f"waiting for lock {name!r} would never end:{hops}", name=name, cycle=cycle)
 
-    def _warn(self, waiter: Place, blocks_loop: bool) -> None:
+    def _warn(self, waiter: Place) -> None:
         name = waiter.claim.name
-        what = " and blocks its event loop meanwhile (use `async with`)" if blocks_loop else ""
+        what = " and blocks its event loop meanwhile (use `async with`)" if waiter.blocks is not None else ""
         logger.warning(
             "%s has waited %s for lock %r%s\n%s",
             named(waiter.owner, waiter.claim.agent),

@@ -6,14 +6,10 @@ waiter only knows how to sleep on its side, thread or loop, and how to be woken.
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import suppress
 from typing import Generic, Optional, Protocol, TypeVar
-
-import attrs
 
 from ._clock import Clock
 from ._owner import Owner, running_loop
@@ -34,12 +30,14 @@ class ThreadBell:
     __slots__ = ("_lock",)
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._lock.acquire()
 
     def ring(self) -> bool:
-        with suppress(RuntimeError):  # rung already
+        try:  # noqa: SIM105  (quicker than suppress, on the way from one holder to the next)
             self._lock.release()
+        except RuntimeError:
+            pass  # rung already
         return True
 
     def sleep(self, clock: Clock, timeout: Optional[float]) -> None:
@@ -90,44 +88,46 @@ class TaskBell:
             timer.cancel()
 
 
-@attrs.define(eq=False)
 class Waiter(Generic[T]):
     """One place in a line. `claim` is what it gets when its turn comes; `served` says that it has.
 
     Both are written under the mutex of whoever owns the line; the waiter reads them under it too, or after the bell.
+    `blocks` is the loop whose thread sleeps in this wait.
     """
 
-    owner: Owner
-    claim: T
-    since: float
-    timeout: Optional[float]
-    bell: Bell
-    blocks: Optional[AbstractEventLoop] = None  # the loop whose thread sleeps in this wait
-    served: bool = False
+    __slots__ = ("bell", "blocks", "claim", "owner", "served", "since", "timeout")
+
+    def __init__(
+        self,
+        owner: Owner,
+        claim: T,
+        since: float,
+        timeout: Optional[float],
+        bell: Bell,
+        blocks: Optional[AbstractEventLoop] = None,
+    ) -> None:
+        self.owner = owner
+        self.claim = claim
+        self.since = since
+        self.timeout = timeout
+        self.bell = bell
+        self.blocks = blocks
+        self.served = False
 
 
-class WaitQueue(Generic[T]):
+class WaitQueue(OrderedDict[Waiter[T], None]):
     """Waiters in the order of their coming; leaving from the middle costs no more than leaving from the front."""
 
-    __slots__ = ("_line",)
-
-    def __init__(self) -> None:
-        self._line: OrderedDict[Waiter[T], None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._line)
-
-    def __iter__(self) -> Iterator[Waiter[T]]:
-        return iter(self._line)
+    __slots__ = ()
 
     def join(self, waiter: Waiter[T]) -> None:
         """Take the last place."""
-        self._line[waiter] = None
+        self[waiter] = None
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Give the place up; nothing if it is gone already."""
-        self._line.pop(waiter, None)
+        self.pop(waiter, None)
 
     def first(self) -> Optional[Waiter[T]]:
         """Who is next, or None."""
-        return next(iter(self._line), None)
+        return next(iter(self), None)

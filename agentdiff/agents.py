@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional, TypeVar, Union, cast
 from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_owner, running_loop
 from ._table import LockTable, Slot
 from .bus import Bus, Cause, Lane
+from .errors import text_of
 from .events import CAUSE
 from .locks import check_name as check_lock_name
 from .locks import check_timeout
@@ -91,29 +92,34 @@ class Agent:
 
 
 class _Call:
-    """One call of an agent, from `_started` to its end (A2). Nothing here raises into the agent (A3), but `enter`."""
+    """One call of an agent, from `_started` to its end (A2). Nothing here raises into the agent (A3), but `enter`.
 
-    __slots__ = ("agent", "args", "before", "begun", "cause", "heard", "kwargs", "lane", "owner", "slots", "waited")
+    `tell` is False for a call that is told of only because it had not ended when somebody began to listen.
+    """
 
-    def __init__(self, agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    __slots__ = (
+        "agent", "args", "before", "begun", "cause", "heard", "kwargs", "lane", "over", "owner", "slots", "waited",
+    )  # fmt: skip
+
+    def __init__(self, agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any], tell: bool = True) -> None:
         self.agent = agent
         self.args = args
         self.kwargs = kwargs
         self.slots: Sequence[Slot] = ()
         self.owner: Optional[Owner] = None
         self.waited: Optional[float] = None
-        self.begun = 0.0
+        self.begun = agent.clock.monotonic() if tell else None
         self.cause: Optional[Cause] = None
         self.lane: Optional[Lane] = None
         self.before: Any = None
-        self.heard = agent.is_heard()
+        self.over = False
+        self.heard = tell and agent.is_heard()
         if self.heard:
             self._tell_start()
 
     def _tell_start(self) -> None:
         agent = self.agent
         bus = agent.bus
-        self.begun = agent.clock.monotonic()
         outer = bus.own_cause(CAUSE.get())
         self.lane = bus.lane_of(outer)
         data = {"args": self.args, "kwargs": self.kwargs, "agent": agent.name, "timestamp": agent.clock.time()}
@@ -150,16 +156,19 @@ class _Call:
             raise self.agent.table.timeout_error(missed, self.agent.timeout or 0, current_owner())
         self.slots = slots
 
-    def _leave(self) -> None:
+    def leave(self, collected: bool = False) -> None:
+        """Release what it holds. Not twice; and in a garbage collection without waiting for anybody."""
         slots, self.slots = self.slots, ()
-        if not slots:
+        owner = self.owner
+        if not slots or owner is None:
             return
+        table = self.agent.table
         try:
-            if isinstance(self.owner, GeneratorOwner):
+            if collected or isinstance(owner, GeneratorOwner):
                 for slot in reversed(slots):
-                    self.agent.table.free_generator(slot)
-            elif self.owner is not None:
-                self.agent.table.free_all(slots, self.owner)
+                    table.free_collected(slot, owner)
+            else:
+                table.free_all(slots, owner)
         except Exception:
             logger.exception("the lock of agent %r could not be released", self.agent.name)
 
@@ -179,16 +188,21 @@ class _Call:
 
     # -- the end ------------------------------------------------------------------------------------------
 
-    def end(self, result: Any = None, error: Optional[BaseException] = None) -> None:
-        """Release, then tell how it ended: exactly one of complete, failed, cancelled."""
-        self._leave()
-        if not self.heard:
+    def end(self, result: Any = None, error: Optional[BaseException] = None, collected: bool = False) -> None:
+        """Release, then tell how it ended: once, and by exactly one of complete, failed, cancelled."""
+        if self.over:
             return
+        self.over = True
+        self.leave(collected)
         agent = self.agent
+        if not self.heard:
+            if not agent.is_heard():
+                return
+            self.cause = agent.bus.own_cause(CAUSE.get())  # somebody has begun to listen meanwhile
         data: dict[str, Any] = {
             "agent": agent.name,
             "timestamp": agent.clock.time(),
-            "duration": agent.clock.monotonic() - self.begun,
+            "duration": None if self.begun is None else agent.clock.monotonic() - self.begun,
         }
         if self.waited is not None:
             data["lock_wait"] = self.waited
@@ -196,7 +210,7 @@ class _Call:
             data["result"] = result
             name = agent.complete
         else:
-            data.update(error=str(error), error_type=type(error).__name__, exception=error)
+            data.update(error=text_of(error), error_type=type(error).__name__, exception=error)
             plain = isinstance(error, Exception) and not isinstance(error, agent.control_flow)
             name = agent.failed if plain else agent.cancelled
         agent.bus.emit_lifecycle(name, data, agent.name, self.cause, self.lane)
@@ -206,7 +220,7 @@ class _Call:
 class _Stream:
     """The call of a generator: it owns its hold itself, and each step is a visit of whoever drives it (L2, A1)."""
 
-    __slots__ = ("call", "count", "held_before", "hold", "items", "over", "owner")
+    __slots__ = ("call", "count", "held_before", "hold", "items", "owner")
 
     def __init__(self, call: _Call) -> None:
         self.call = call
@@ -215,7 +229,6 @@ class _Stream:
         self.count = 0
         self.hold: Any = None
         self.held_before: Any = None
-        self.over = False
 
     def enter(self) -> None:
         """Take the locks, waiting on this thread."""
@@ -257,35 +270,36 @@ class _Stream:
 
     def end(self, error: Optional[BaseException] = None) -> None:
         """Release, then tell how it ended; once, however often it ends."""
-        if self.over:
+        call = self.call
+        if call.over:
             return
-        self.over = True
-        result: Any = None
-        if error is None:
-            result = self.count
-            collect = self.call.agent.collect
-            if self.items is not None and collect is not None:
-                try:
-                    result = collect(self.items)
-                except Exception:
-                    logger.exception("`collect` of agent %r failed", self.call.agent.name)
-        self.call.end(result, error)
+        call.leave()
+        result: Any = self.count
+        if error is None and self.items is not None and call.agent.collect is not None:
+            try:
+                result = call.agent.collect(self.items)
+            except Exception:
+                logger.exception("`collect` of agent %r failed", call.agent.name)
+            except BaseException as interrupt:
+                call.end(error=interrupt)
+                raise
+        call.end(result, error)
 
 
 class _Abandoned:
-    """Lives in a generator's frame: if the frame goes without a last step, the stream ends with it (A1).
+    """Lives in the frame of what is still to run: if the frame goes without an end, the call ends with it (A1).
 
-    So it is for an async generator that is collected when its loop has been closed.
+    So it is for a coroutine that nobody awaits, and for an async generator that is collected when its loop is closed.
     """
 
-    __slots__ = ("stream",)
+    __slots__ = ("call",)
 
-    def __init__(self, stream: _Stream) -> None:
-        self.stream = stream
+    def __init__(self, call: _Call) -> None:
+        self.call = call
 
     def __del__(self) -> None:
-        if not self.stream.over:
-            self.stream.end(error=GeneratorExit("the generator was abandoned"))
+        if not self.call.over:
+            self.call.end(error=GeneratorExit("abandoned before its end"), collected=True)
 
 
 # -- one wrapper for each kind ------------------------------------------------------------------------------
@@ -297,9 +311,18 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
 
         @functools.wraps(fn)
         def free(*args: Any, **kwargs: Any) -> Any:
-            if bus.version == agent.unheard_at:
-                return fn(*args, **kwargs)
-            return _call(agent, fn, args, kwargs)
+            version = agent.unheard_at
+            if bus.version != version:
+                return _call(agent, fn, args, kwargs)
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                if bus.version != version:
+                    _Call(agent, args, kwargs, tell=False).end(error=error)
+                raise
+            if bus.version != version or type(result) in _LIVE:
+                return _ended(_Call(agent, args, kwargs, tell=False), result)
+            return result
 
         return free
     only = getattr(agent.names_of, "only", None)
@@ -314,21 +337,28 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def quickly_locking(*args: Any, **kwargs: Any) -> Any:
-        if bus.version == agent.unheard_at:
-            me = LOCAL.me if running_loop() is None else current_owner()
-            slot = quick(only, me)
-            if slot is not None:
-                if slot.agent is None:
-                    slot.agent = name
-                try:
-                    result = fn(*args, **kwargs)
-                    if type(result) not in _LIVE:
-                        return result
-                    slot.depth += 1  # the hold goes on with what is still to run
-                finally:
-                    release(slot, me)
-                return _prolong(_taken_over(agent, args, kwargs, slot, me), result)
-        return _call(agent, fn, args, kwargs)
+        version = agent.unheard_at
+        if bus.version != version:
+            return _call(agent, fn, args, kwargs)
+        me = LOCAL.me if running_loop() is None else current_owner()
+        slot = quick(only, me)
+        if slot is None:
+            return _call(agent, fn, args, kwargs)
+        if slot.agent is None:
+            slot.agent = name
+        try:
+            result = fn(*args, **kwargs)
+        except BaseException as error:
+            release(slot, me)
+            if bus.version != version:
+                _Call(agent, args, kwargs, tell=False).end(error=error)
+            raise
+        if bus.version != version or type(result) in _LIVE:
+            call = _Call(agent, args, kwargs, tell=False)
+            call.slots, call.owner = (slot,), me
+            return _ended(call, result)
+        release(slot, me)
+        return result
 
     return quickly_locking
 
@@ -345,29 +375,25 @@ def _call(agent: Agent, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     except BaseException as error:
         call.end(error=error)
         raise
-    if type(result) in _LIVE:
-        return _prolong(call, result)
-    call.end(result)
-    return result
+    return _ended(call, result)
 
 
-def _taken_over(agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any], slot: Slot, me: Owner) -> _Call:
-    call = _Call(agent, args, kwargs)
-    call.slots = (slot,)
-    call.owner = me
-    return call
+def _ended(call: _Call, result: Any) -> Any:
+    """The function has returned. Where it gave a coroutine or generator, lock and events span its running too (A1)."""
+    if type(result) not in _LIVE:
+        call.end(result)
+        return result
+    if isinstance(result, CoroutineType):
+        prolonged: Any = _run_on(call, result, _Abandoned(call))
+    else:
+        wrap = _wrap_generator if isinstance(result, GeneratorType) else _wrap_async_generator
+        prolonged = wrap(call.agent, lambda guard: result, _Stream(call))(_Abandoned(call))
+    prolonged.__name__ = result.__name__
+    prolonged.__qualname__ = result.__qualname__
+    return prolonged
 
 
-def _prolong(call: _Call, live: Any) -> Any:
-    """A plain function gave a coroutine or generator: lock and events span its running too, wherever it runs (A1)."""
-    if isinstance(live, CoroutineType):
-        return _run_on(call, live)
-    stream = _Stream(call)
-    wrap = _wrap_generator if isinstance(live, GeneratorType) else _wrap_async_generator
-    return wrap(call.agent, lambda guard: live, stream)(_Abandoned(stream))
-
-
-async def _run_on(call: _Call, coroutine: Any) -> Any:
+async def _run_on(call: _Call, coroutine: Any, guard: _Abandoned) -> Any:
     call.step_in()
     try:
         result = await coroutine
@@ -376,8 +402,7 @@ async def _run_on(call: _Call, coroutine: Any) -> Any:
         call.end(error=error)
         raise
     call.step_out()
-    call.end(result)
-    return result
+    return _ended(call, result)
 
 
 def _wrap_coroutine(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -386,9 +411,18 @@ def _wrap_coroutine(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
 
         @functools.wraps(fn)
         async def free(*args: Any, **kwargs: Any) -> Any:
-            if bus.version == agent.unheard_at:
-                return await fn(*args, **kwargs)
-            return await _call_async(agent, fn, args, kwargs)
+            version = agent.unheard_at
+            if bus.version != version:
+                return await _call_async(agent, fn, args, kwargs)
+            try:
+                result = await fn(*args, **kwargs)
+            except BaseException as error:
+                if bus.version != version:
+                    _Call(agent, args, kwargs, tell=False).end(error=error)
+                raise
+            if bus.version != version or type(result) in _LIVE:
+                return _ended(_Call(agent, args, kwargs, tell=False), result)
+            return result
 
         return free
 
@@ -411,8 +445,7 @@ async def _call_async(agent: Agent, fn: Callable[..., Any], args: tuple[Any, ...
     except BaseException as error:
         call.end(error=error)
         raise
-    call.end(result)
-    return result
+    return _ended(call, result)
 
 
 def _wrap_generator(agent: Agent, fn: Callable[..., Any], begun: Optional[_Stream] = None) -> Callable[..., Any]:
@@ -424,7 +457,7 @@ def _wrap_generator(agent: Agent, fn: Callable[..., Any], begun: Optional[_Strea
     @functools.wraps(fn)
     def streaming(*args: Any, **kwargs: Any) -> Any:
         stream = begun or _Stream(_Call(agent, args, kwargs))
-        guard = args[0] if begun else _Abandoned(stream)  # noqa: F841  (lives as long as this frame)
+        guard = args[0] if begun else _Abandoned(stream.call)  # noqa: F841  (lives as long as this frame)
         try:
             if not begun:
                 stream.enter()
@@ -470,7 +503,7 @@ def _wrap_async_generator(agent: Agent, fn: Callable[..., Any], begun: Optional[
     @functools.wraps(fn)
     async def streaming(*args: Any, **kwargs: Any) -> Any:
         stream = begun or _Stream(_Call(agent, args, kwargs))
-        guard = args[0] if begun else _Abandoned(stream)  # noqa: F841  (lives as long as this frame)
+        guard = args[0] if begun else _Abandoned(stream.call)  # noqa: F841  (lives as long as this frame)
         try:
             if not begun:
                 await stream.enter_async()
@@ -605,8 +638,14 @@ def _lock_names(spec: LockSpec, fn: Callable[..., Any]) -> Optional[LockNames]:
 
 
 def _placeholders(template: str) -> list[str]:
+    fields: list[str] = []
+    parts = [template]
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        while parts:
+            for _, field, spec, _ in string.Formatter().parse(parts.pop()):
+                if field is not None:
+                    fields.append(field)
+                    parts.append(spec or "")  # a format may hold a field of its own
     except ValueError as error:
         raise ValueError(f"lock_name {template!r} is no valid template: {error}") from None
     roots = [field.replace("[", ".").split(".", 1)[0] for field in fields]

@@ -27,7 +27,7 @@ from ._clock import Clock
 from ._owner import GeneratorOwner, ThreadOwner, current_owner, running_loop
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import OwnLoop, Tally, Workers, drain_at_exit
-from .errors import ClosedError, CoordinationTimeoutError, DeadlockError, LoopClosedError, QueueFullError
+from .errors import ClosedError, CoordinationTimeoutError, DeadlockError, LoopClosedError, QueueFullError, text_of
 from .events import CAUSE, Event, Run, as_regex, check_name, is_pattern
 
 logger = logging.getLogger("agentdiff")
@@ -367,8 +367,7 @@ class _Away:
         if task.cancelled():
             self.report(None, CancelledError("the handler's task was cancelled"))
         else:
-            error = task.exception()
-            self.report(None if error is not None else task.result(), error)
+            self.report(*task.result())
 
     def report(self, result: Any, error: Optional[BaseException]) -> None:
         """Hand the outcome in, once."""
@@ -385,8 +384,14 @@ class _Away:
             self.then()
 
 
-async def _drive(awaitable: Any) -> Any:
-    return await awaitable
+async def _drive(awaitable: Any) -> tuple[Any, Optional[BaseException]]:
+    """Result and error; as a task's own, a KeyboardInterrupt would end the loop that runs it."""
+    try:
+        return await awaitable, None
+    except CancelledError:
+        raise
+    except BaseException as error:
+        return None, error
 
 
 class Bus:
@@ -518,7 +523,10 @@ class Bus:
 
     def hears(self, name: str) -> bool:
         """Whether an event of this name would reach anybody."""
-        return not self.closed and bool(self._routes.get(name) or self.find_route(name))
+        try:
+            return bool(self._routes.get(name) or self.find_route(name))
+        except ClosedError:
+            return False
 
     # -- emitting ---------------------------------------------------------------------------------------
 
@@ -800,7 +808,7 @@ class Bus:
             handler,
             event.name,
             type(error).__name__,
-            error,
+            text_of(error),
             exc_info=(type(error), error, error.__traceback__),
             extra={"event": event.name, "agent": event.sender, "run": event.run_id},
         )
@@ -808,7 +816,7 @@ class Bus:
             data = {
                 "event": event,
                 "handler": handler,
-                "error": str(error),
+                "error": text_of(error),
                 "error_type": type(error).__name__,
                 "exception": error,
                 "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),

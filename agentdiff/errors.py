@@ -15,6 +15,14 @@ def _restore(cls: type[CoordinationError], args: tuple[Any, ...], fields: dict[s
     return error
 
 
+def text_of(error: BaseException) -> str:
+    """What an error says, even if it can't say anything."""
+    try:
+        return str(error)
+    except Exception:
+        return f"<{type(error).__name__} without words>"
+
+
 class CoordinationError(Exception):
     """The root of the tree: catch it to catch whatever agentdiff itself raises."""
 

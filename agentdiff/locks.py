@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from math import isnan
 from types import TracebackType
 from typing import Any, Callable, Optional
 
+from ._clock import MAX_WAIT
 from ._owner import HOLDS, LOCAL, Owner, current_owner, current_task_of, running_loop
 from ._table import LockTable, Slot
 
@@ -25,9 +25,9 @@ def check_timeout(timeout: Any) -> Optional[float]:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"a timeout must be a number of seconds or None, not {type(timeout).__name__}: {timeout!r}")
-    if isnan(timeout) or timeout < 0:
+    if not timeout >= 0:  # NaN neither is nor isn't
         raise ValueError(f"a timeout must be 0 (try once), positive, or None (wait), not {timeout!r}")
-    return None if timeout == float("inf") else float(timeout)
+    return float(timeout) if timeout <= MAX_WAIT else None  # nobody waits for more than a year
 
 
 def _patience(table: LockTable, own: Any, blocking: bool = True, timeout: Any = ...) -> Optional[float]:
