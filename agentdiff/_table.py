@@ -514,13 +514,19 @@ class LockTable:
     def _lender(self, name: str, entry: _Entry, slot: Slot) -> Optional[Slot]:
         """The nearest ancestor that is inside."""
         outer = slot.outer
-        if outer is None:
+        asks = slot.owner.driver if isinstance(slot.owner, GeneratorOwner) else None
+        if outer is None and asks is None:
             return None
         inside = self._inside(name, entry)
         while outer is not None:
             if outer.name == name and outer in inside:
                 return outer
             outer = outer.outer
+        for held in reversed(
+            inside if asks is not None else ()
+        ):  # a generator within another's steps, or between them, of the same driver
+            if isinstance(held.owner, GeneratorOwner) and held.owner.driver is asks:
+                return held
         return None
 
     def _lend(self, name: str, entry: _Entry, slot: Slot) -> None:

@@ -10,6 +10,8 @@ import functools
 import inspect
 import logging
 import string
+import sys
+import types
 from collections.abc import Sequence
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, Callable, Optional, TypeVar, Union, cast
@@ -98,7 +100,8 @@ class _Call:
     """
 
     __slots__ = (
-        "agent", "args", "before", "begun", "cause", "heard", "kwargs", "lane", "over", "owner", "slots", "waited",
+        "agent", "args", "before", "begun", "cause", "heard", "inner", "kwargs", "lane", "over", "owner", "slots",
+        "waited",
     )  # fmt: skip
 
     def __init__(self, agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any], tell: bool = True) -> None:
@@ -111,7 +114,8 @@ class _Call:
         self.begun = agent.clock.monotonic() if tell else None
         self.cause: Optional[Cause] = None
         self.lane: Optional[Lane] = None
-        self.before: Any = None
+        self.before: Any = None  # the cause outside of the agent's own code
+        self.inner: Any = None  # and the one inside
         self.over = False
         self.heard = tell and agent.is_heard()
         if self.heard:
@@ -178,11 +182,12 @@ class _Call:
         """From here on the agent's own code runs: what it emits is caused by this call."""
         if self.cause is not None:
             self.before = CAUSE.get()
-            CAUSE.set(self.cause)
+            CAUSE.set(self.inner or self.cause)
 
     def step_out(self) -> None:
-        """The agent's own code doesn't run any more, or pauses."""
+        """The agent's own code doesn't run any more, or pauses: a run that it has entered goes on in its next step."""
         if self.cause is not None:
+            self.inner = CAUSE.get()
             CAUSE.set(self.before)
             self.before = None
 
@@ -193,7 +198,7 @@ class _Call:
         if self.over:
             return
         self.over = True
-        self.leave(collected)
+        self.leave(collected or isinstance(error, GeneratorExit))
         agent = self.agent
         if not self.heard:
             if not agent.is_heard():
@@ -220,45 +225,50 @@ class _Call:
 class _Stream:
     """The call of a generator: it owns its hold itself, and each step is a visit of whoever drives it (L2, A1)."""
 
-    __slots__ = ("call", "count", "held_before", "hold", "items", "owner")
+    __slots__ = ("call", "count", "held_before", "holding", "holds", "items", "owner")
 
     def __init__(self, call: _Call) -> None:
         self.call = call
         self.owner = GeneratorOwner(call.agent.name)
         self.items: Optional[list[Any]] = [] if call.agent.collect is not None and call.heard else None
         self.count = 0
-        self.hold: Any = None
+        self.holding = False
+        self.holds: Any = None
         self.held_before: Any = None
 
     def enter(self) -> None:
         """Take the locks, waiting on this thread."""
         before = HOLDS.get()
+        self.owner.driver = current_owner()
         self.call.enter(self.owner)
         self._keep(before)
 
     async def enter_async(self) -> None:
         """Take the locks, waiting on this loop."""
         before = HOLDS.get()
+        self.owner.driver = current_owner()
         await self.call.enter_async(self.owner)
         self._keep(before)
 
     def _keep(self, before: Any) -> None:
         if self.call.slots:  # the hold is the generator's: it shows in the context during its steps only
-            self.hold = HOLDS.get()
+            self.holding = True
+            self.holds = HOLDS.get()
             HOLDS.set(before)
 
     def step_in(self) -> None:
         """The generator's own code runs, driven by whoever runs this."""
         self.call.step_in()
-        if self.hold is not None:
+        if self.holding:
             self.owner.driver = current_owner()
             self.held_before = HOLDS.get()
-            HOLDS.set(self.hold)
+            HOLDS.set(self.holds)
 
     def step_out(self) -> None:
         """The generator pauses, or is over."""
         self.call.step_out()
-        if self.hold is not None:
+        if self.holding:
+            self.holds = HOLDS.get()
             HOLDS.set(self.held_before)
             self.held_before = None
 
@@ -273,7 +283,7 @@ class _Stream:
         call = self.call
         if call.over:
             return
-        call.leave()
+        call.leave(collected=True)  # a collection may have closed it
         result: Any = self.count
         if error is None and self.items is not None and call.agent.collect is not None:
             try:
@@ -292,13 +302,16 @@ class _Abandoned:
     So it is for a coroutine that nobody awaits, and for an async generator that is collected when its loop is closed.
     """
 
-    __slots__ = ("call",)
+    __slots__ = ("call", "live")
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: _Call, live: Any = None) -> None:
         self.call = call
+        self.live = live
 
     def __del__(self) -> None:
         if not self.call.over:
+            if isinstance(self.live, CoroutineType):
+                self.live.close()  # else Python would say of it too that it was never awaited
             self.call.end(error=GeneratorExit("abandoned before its end"), collected=True)
 
 
@@ -354,9 +367,8 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
                 _Call(agent, args, kwargs, tell=False).end(error=error)
             raise
         if bus.version != version or type(result) in _LIVE:
-            call = _Call(agent, args, kwargs, tell=False)
-            call.slots, call.owner = (slot,), me
-            return _ended(call, result)
+            release(slot, me)
+            return _ended(_Call(agent, args, kwargs, tell=False), result)
         release(slot, me)
         return result
 
@@ -378,31 +390,42 @@ def _call(agent: Agent, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     return _ended(call, result)
 
 
-def _ended(call: _Call, result: Any) -> Any:
-    """The function has returned. Where it gave a coroutine or generator, lock and events span its running too (A1)."""
+def _ended(call: _Call, result: Any, guard: Optional[_Abandoned] = None) -> Any:
+    """The function has returned. Where it gave a coroutine or generator, lock and events span its running too (A1).
+
+    The lock is let go until that begins, wherever it does: it may never, and it may be somebody else who runs it.
+    """
     if type(result) not in _LIVE:
         call.end(result)
         return result
+    call.leave()
+    guard = guard or _Abandoned(call, result)
     if isinstance(result, CoroutineType):
-        prolonged: Any = _run_on(call, result, _Abandoned(call))
+        prolonged: Any = _run_on(call, result, guard)
     else:
         wrap = _wrap_generator if isinstance(result, GeneratorType) else _wrap_async_generator
-        prolonged = wrap(call.agent, lambda guard: result, _Stream(call))(_Abandoned(call))
+        prolonged = wrap(call.agent, lambda guard: result, _Stream(call))(guard)
     prolonged.__name__ = result.__name__
     prolonged.__qualname__ = result.__qualname__
     return prolonged
 
 
 async def _run_on(call: _Call, coroutine: Any, guard: _Abandoned) -> Any:
-    call.step_in()
     try:
-        result = await coroutine
+        try:
+            await call.enter_async()
+        except BaseException:
+            coroutine.close()
+            raise
+        call.step_in()
+        try:
+            result = await coroutine
+        finally:
+            call.step_out()
     except BaseException as error:
-        call.step_out()
         call.end(error=error)
         raise
-    call.step_out()
-    return _ended(call, result)
+    return _ended(call, result, guard)
 
 
 def _wrap_coroutine(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -451,47 +474,46 @@ async def _call_async(agent: Agent, fn: Callable[..., Any], args: tuple[Any, ...
 def _wrap_generator(agent: Agent, fn: Callable[..., Any], begun: Optional[_Stream] = None) -> Callable[..., Any]:
     """Drive the generator as `yield from` would, with the stream's context set around each step only.
 
-    `begun` is a stream whose locks are taken already; its guard is the only argument of the call then.
+    `begun` is a stream whose call has been told already; its guard is the only argument then.
     """
 
     @functools.wraps(fn)
     def streaming(*args: Any, **kwargs: Any) -> Any:
         stream = begun or _Stream(_Call(agent, args, kwargs))
         guard = args[0] if begun else _Abandoned(stream.call)  # noqa: F841  (lives as long as this frame)
+        given: list[Any] = []  # holds an item until it is given away: this frame is to keep none alive
         try:
-            if not begun:
-                stream.enter()
+            stream.enter()
             live = fn(*args, **kwargs)
             del args, kwargs
             step: Callable[[Any], Any] = live.send
             value: Any = None
+            thrown: Optional[BaseException] = None
             while True:
                 stream.step_in()
                 try:
-                    item = step(value)
+                    given.append(step(value))
                 except StopIteration as stop:
                     result = stop.value
                     break
                 finally:
                     stream.step_out()
-                stream.got(item)
+                stream.got(given[0])
+                thrown = None
                 try:
-                    value = yield item
-                    step = live.send
-                except GeneratorExit:
-                    stream.step_in()
-                    try:
-                        live.close()
-                    finally:
-                        stream.step_out()
-                    raise
+                    value = yield given.pop()
                 except BaseException as error:
-                    value = error
-                    step = live.throw
+                    thrown = error
+                if thrown is None:
+                    step = live.send
+                else:  # a close as well: what ignores it goes on, as it would by itself
+                    value, step = thrown, live.throw
+            stream.end(thrown if isinstance(thrown, GeneratorExit) else None)
         except BaseException as error:
             stream.end(error)
             raise
-        stream.end()
+        finally:
+            thrown = value = None
         return result
 
     return streaming
@@ -504,41 +526,50 @@ def _wrap_async_generator(agent: Agent, fn: Callable[..., Any], begun: Optional[
     async def streaming(*args: Any, **kwargs: Any) -> Any:
         stream = begun or _Stream(_Call(agent, args, kwargs))
         guard = args[0] if begun else _Abandoned(stream.call)  # noqa: F841  (lives as long as this frame)
+        given: list[Any] = []
         try:
-            if not begun:
-                await stream.enter_async()
+            await stream.enter_async()
             live = fn(*args, **kwargs)
             del args, kwargs
-            step: Callable[[Any], Any] = live.asend
+            step: Callable[[Any], Any] = functools.partial(_first_step, live)
             value: Any = None
+            thrown: Optional[BaseException] = None
             while True:
                 stream.step_in()
                 try:
-                    item = await step(value)
+                    given.append(await step(value))
                 except StopAsyncIteration:
                     break
                 finally:
                     stream.step_out()
-                stream.got(item)
+                stream.got(given[0])
+                thrown = None
                 try:
-                    value = yield item
-                    step = live.asend
-                except GeneratorExit:
-                    stream.step_in()
-                    try:
-                        await live.aclose()
-                    finally:
-                        stream.step_out()
-                    raise
+                    value = yield given.pop()
                 except BaseException as error:
-                    value = error
-                    step = live.athrow
+                    thrown = error
+                if thrown is None:
+                    step = live.asend
+                else:
+                    value, step = thrown, live.athrow
+            stream.end(thrown if isinstance(thrown, GeneratorExit) else None)
         except BaseException as error:
             stream.end(error)
             raise
-        stream.end()
+        finally:
+            thrown = value = None
 
     return streaming
+
+
+def _first_step(live: Any, value: None) -> Any:
+    """The loop is not to know of the inner generator: at its end it would close that beside ours, and the two clash."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return live.asend(value)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
 
 
 def _code_of(fn: Callable[..., Any]) -> CodeType:
@@ -569,6 +600,8 @@ def coordinate(agent: Agent, lock_name: LockSpec, function: F) -> F:
         wrapper = _wrap_coroutine(agent, fn)
     elif inspect.isgeneratorfunction(kind):
         wrapper = _wrap_generator(agent, fn)
+        if _code_of(inspect.unwrap(kind)).co_flags & inspect.CO_ITERABLE_COROUTINE:
+            wrapper = types.coroutine(wrapper)
     else:
         wrapper = _wrap_function(agent, fn)
     if not hasattr(fn, "__name__"):  # a partial or a callable instance: called after what it calls

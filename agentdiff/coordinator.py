@@ -276,12 +276,16 @@ class Coordinator:
             TypeError, ValueError: on decorating: what is no function, or a template that names no parameter.
             CoordinationTimeoutError: on calling: the lock was not free in time.
         """
-        agent = agents.make_agent(
-            self._table, self._bus, name, timeout=timeout, control_flow=control_flow, collect=collect
-        )
+
+        def agent() -> agents.Agent:
+            return agents.make_agent(
+                self._table, self._bus, name, timeout=timeout, control_flow=control_flow, collect=collect
+            )
+
+        agent()  # what makes no sense is refused here, not when the decorator is applied
 
         def decorate(function: F) -> F:
-            return agents.coordinate(agent, lock_name, function)
+            return agents.coordinate(agent(), lock_name, function)
 
         return decorate
 

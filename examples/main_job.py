@@ -9,9 +9,7 @@ from agentdiff import Coordinator
 TOPICS = [f"topic {n}" for n in range(20)]
 
 
-class Office:
-    """What the agents share: a progress count, an API that serves one call at a time and refuses others, a desk."""
-
+class Office:  # what the agents share: a count, an API that serves one call at a time and refuses others, a desk
     def __init__(self):
         self.counted, self.answered, self.written, self.api = 0, [], [], threading.Lock()
 
@@ -32,8 +30,9 @@ class Office:
 
 
 def start(*agents):  # all agents on all topics, at once
-    with ThreadPoolExecutor(len(TOPICS) * len(agents)) as pool:
-        for results in [pool.map(agent, TOPICS) for agent in agents]:
+    together = threading.Barrier(len(TOPICS) * len(agents))
+    with ThreadPoolExecutor(together.parties) as pool:
+        for results in [pool.map(lambda t, agent=agent: (together.wait(), agent(t)), TOPICS) for agent in agents]:
             list(results)
 
 

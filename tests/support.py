@@ -10,8 +10,9 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Optional
 
 from agentdiff._clock import Clock
 
@@ -153,3 +154,192 @@ def join_all(threads: list[threading.Thread], timeout: float = 30.0) -> None:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
         assert not thread.is_alive(), f"{thread.name} did not end"
+
+
+class Stuck(BaseException):
+    """Ends an actor of a `Stage` on which nobody can go on."""
+
+
+class _Actor:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.go = threading.Semaphore(0)
+        self.ready: Callable[[], bool] = lambda: True
+        self.done = False
+
+
+class Stage:
+    """Threads that run one at a time and change only where a plan says so: one schedule, the same each time.
+
+    `plan` maps the number of a step to the actor that goes on there; else whoever runs goes on while it can.
+    A step is a call of `point`: the tools below make one at each access to what the actors share. With
+    `opcodes`, the names of functions of our package, there is one at each opcode of those too.
+    """
+
+    def __init__(self, plan: dict[int, int], opcodes: frozenset[str] = frozenset()) -> None:
+        self.plan = plan
+        self.opcodes = opcodes
+        self.history: list[tuple[tuple[int, ...], int]] = []  # for each step: who could go on, and who did
+        self.errors: list[str] = []
+        self.stuck = False
+        self._actors: list[_Actor] = []
+        self._by_thread: dict[int, _Actor] = {}
+        self._over = threading.Event()
+
+    def play(self, *programs: Callable[[], Any]) -> None:
+        """Run them all to their ends, the first one first."""
+        self._actors = [_Actor(number) for number in range(len(programs))]
+        threads = start_all(*(lambda a=a, p=p: self._act(a, p) for a, p in zip(self._actors, programs)))
+        self._actors[0].go.release()
+        assert self._over.wait(20), "the stage hangs"
+        join_all(threads)
+
+    def point(self, ready: Callable[[], bool] = lambda: True) -> None:
+        """A step of the actor that calls: others may go on here; it does only when it is `ready`."""
+        me = self._by_thread.get(threading.get_ident())
+        if me is None:
+            return
+        if not self.stuck:
+            me.ready = ready
+            self._next(me)
+        if self.stuck:
+            raise Stuck
+
+    def _next(self, me: _Actor) -> None:
+        there = [actor for actor in self._actors if not actor.done]
+        if not there:
+            self._over.set()
+            return
+        able = [actor for actor in there if actor.ready()]
+        if not able:
+            self.stuck, able = True, there
+        wanted = self.plan.get(len(self.history))
+        chosen = next((actor for actor in able if actor.number == wanted), me if me in able else able[0])
+        self.history.append((tuple(actor.number for actor in able), chosen.number))
+        if chosen is not me:
+            chosen.go.release()
+            if not me.done:
+                me.go.acquire()
+
+    def _act(self, actor: _Actor, program: Callable[[], Any]) -> None:
+        self._by_thread[threading.get_ident()] = actor
+        actor.go.acquire()
+        if self.opcodes:
+            sys.settrace(self._trace)
+        try:
+            program()
+        except Stuck:
+            pass
+        except BaseException as error:
+            self.errors.append(f"actor {actor.number}: {error!r}")
+        finally:
+            if self.opcodes:
+                sys.settrace(None)
+            actor.done = True
+            self._next(actor)
+
+    def _trace(self, frame: Any, event: str, arg: Any) -> Any:
+        if event == "call":
+            if frame.f_code.co_name not in self.opcodes or not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+        elif event == "opcode":
+            self.point()
+        return self._trace
+
+
+class StageDict(dict):  # type: ignore[type-arg]
+    """A dict that actors share: each access is a step."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.point = stage.point
+
+    def __contains__(self, key: object) -> bool:
+        self.point()
+        return super().__contains__(key)
+
+    def __getitem__(self, key: Any) -> Any:
+        self.point()
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.point()
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self.point()
+        super().__delitem__(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.point()
+        return super().get(key, default)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        self.point()
+        return super().setdefault(key, default)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        self.point()
+        return super().pop(key, *default)
+
+
+class StageMutex:
+    """A mutex that actors share."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.point = stage.point
+        self.held = False
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if blocking:
+            self.point(lambda: not self.held)
+        elif self.held:
+            return False
+        self.held = True
+        return True
+
+    def release(self) -> None:
+        self.held = False
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: Any) -> None:
+        self.release()
+
+
+class StageClock(Clock):
+    """A wait with a timeout ends when its actor is let go on: the time ran out if nobody had released the lock."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.point = stage.point
+
+    def wait(self, lock: Any, timeout: Optional[float]) -> bool:
+        self.point(lambda: timeout is not None or not lock.locked())
+        return bool(lock.acquire(False))
+
+
+def explore(play: Callable[[dict[int, int]], Stage], changes: int, limit: int, seed: int = 0) -> int:
+    """Play the schedules with up to so many changes that nobody had to make: all, or `limit` of them by choice.
+
+    `play` plays one and raises if it finds anything wrong. Returns how many were played.
+    """
+    dice = random.Random(seed)
+    plans: list[list[dict[int, int]]] = [[{}]] + [[] for _ in range(changes)]
+    for played in range(limit):
+        levels = [level for level in plans if level]
+        if not levels:
+            return played
+        level = plans[0] or dice.choice(levels)
+        place = dice.randrange(len(level))
+        level[place], level[-1] = level[-1], level[place]
+        plan = level.pop()
+        stage = play(plan)
+        if len(plan) < changes:
+            for step in range(max(plan, default=-1) + 1, len(stage.history)):
+                able, chosen = stage.history[step]
+                plans[len(plan) + 1] += [{**plan, step: other} for other in able if other != chosen]
+    return limit

@@ -49,8 +49,16 @@ def test_the_main_job_shows_the_three_troubles_before_and_after() -> None:
     ("name", "before", "after"),
     [
         ("lost_updates.py", r"before: (\d+) of 80 updates kept", r"after:  80 of 80 updates kept"),
-        ("api_concurrency.py", r"before: (\d+) of 24 calls refused, \d+ at once", r"after:  0 of 24 calls refused, 1 at once"),
-        ("chain.py", r"before: (\d+) of 5 stages ran", r"after:  5 of 5 stages ran: first, second, third, fourth, fifth"),
+        (
+            "api_concurrency.py",
+            r"before: (\d+) of 24 calls refused, \d+ at once",
+            r"after:  0 of 24 calls refused, 1 at once",
+        ),
+        (
+            "chain.py",
+            r"before: (\d+) of 5 stages ran",
+            r"after:  5 of 5 stages ran: first, second, third, fourth, fifth",
+        ),
     ],
 )
 def test_an_example_shows_one_trouble_before_and_after(name: str, before: str, after: str) -> None:

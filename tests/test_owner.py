@@ -1,0 +1,111 @@
+"""Who is asking: task, else thread; never a number that the system uses again."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from typing import Any
+
+from support import join_all, start_all
+
+from agentdiff._owner import LOCAL, GeneratorOwner, current_owner, has_ended, in_words, loop_of, running_loop
+
+
+def ask(into: list[Any]) -> None:
+    into.append(current_owner())
+
+
+def test_L2_the_owner_is_the_thread_where_no_task_runs() -> None:
+    """The same thread is the same owner, another thread another."""
+    others: list[Any] = []
+    join_all(start_all(lambda: ask(others)))
+    assert current_owner() is current_owner() is LOCAL.me
+    assert others[0] is not current_owner()
+
+
+def test_L2_the_owner_is_the_running_task() -> None:
+    """Two tasks of one loop are two owners; outside them its thread is itself."""
+
+    async def main() -> None:
+        me = asyncio.current_task()
+        assert current_owner() is me
+        assert await asyncio.gather(child()) != [me]
+        assert loop_of(current_owner()) is asyncio.get_running_loop() is running_loop()
+        assert current_owner() is me
+
+    async def child() -> Any:
+        assert current_owner() is asyncio.current_task()
+        return current_owner()
+
+    asyncio.run(main())
+    assert current_owner() is LOCAL.me
+    assert loop_of(LOCAL.me) is None
+
+
+def test_L2_a_callback_of_the_loop_belongs_to_its_thread() -> None:
+    """A loop runs, but no task does: the thread asks."""
+    seen: list[Any] = []
+    loop = asyncio.new_event_loop()
+    loop.call_soon(ask, seen)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert seen == [LOCAL.me]
+
+
+def test_L8_an_ended_thread_or_task_is_told_from_one_that_lives() -> None:
+    """Only who has ended can't release any more; a generator is never over by itself."""
+    seen: list[Any] = []
+    join_all(start_all(lambda: ask(seen)))
+
+    async def main() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(0))
+        assert not has_ended(task)
+        await task
+        assert has_ended(task)
+
+    asyncio.run(main())
+    assert has_ended(seen[0])
+    assert not has_ended(LOCAL.me)
+    assert not has_ended(GeneratorOwner("writer"))
+
+
+def test_L8_a_later_thread_with_the_same_number_is_another_owner() -> None:
+    """The system uses thread numbers again; an owner is an object."""
+    seen: list[Any] = []
+    idents: list[int] = []
+
+    def look() -> None:
+        idents.append(threading.get_ident())
+        ask(seen)
+
+    for _ in range(50):
+        join_all(start_all(look))
+    assert len({id(owner) for owner in seen}) == 50  # they are kept alive in `seen`: no id is used twice
+
+
+def test_L9_an_owner_goes_with_its_thread() -> None:
+    """A thread that is over leaves no owner behind."""
+    refs: list[Any] = []
+    join_all(start_all(lambda: refs.append(weakref.ref(current_owner()))))
+    gc.collect()
+    assert refs[0]() is None
+
+
+def test_L4_owners_are_named_in_words() -> None:
+    """A message calls a thread, a task and a generator by what a person knows."""
+    seen: list[Any] = []
+
+    async def main() -> None:
+        asyncio.current_task().set_name("Poet")  # type: ignore[union-attr]
+        seen.append(in_words(current_owner()))
+
+    thread = threading.Thread(target=lambda: seen.append(in_words(current_owner())), name="Worker")
+    thread.start()
+    thread.join(10)
+    asyncio.run(main())
+    assert seen == ['thread "Worker"', 'task "Poet"']
+    assert in_words(GeneratorOwner("writer")) == "a generator"
+    assert 'last driven by thread "' in in_words(GeneratorOwner("writer", driver=LOCAL.me))
