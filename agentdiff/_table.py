@@ -191,9 +191,10 @@ class LockTable:
             return mine, ()
         if name not in self.slots and self.slots.setdefault(name, slot) is slot:
             return slot, ()
-        lender = self._lender(name, entry, slot)
-        if lender is not None and lender is self._inside(name, entry)[-1]:
-            self._lend(name, entry, slot)
+        inside = self._inside(name, entry)
+        lender = self._lender(inside, slot)
+        if lender is not None and lender is inside[-1]:
+            self._lend(entry, inside, slot)
             return slot, ()
         if bell is None:
             return None, ()
@@ -204,7 +205,7 @@ class LockTable:
         self._waiting[me] = waiter
         if blocks is not None:
             self._blocked[blocks] = waiter
-        if self._blocked or any(other.owner in self._waiting for other in self._inside(name, entry)):
+        if self._blocked or any(other.owner in self._waiting for other in inside):
             ring = find_ring(me, self._hops)
             if ring:
                 self._unlist(entry, waiter)
@@ -218,7 +219,7 @@ class LockTable:
             name = waiter.claim.name
             entry = self._entry(name)
             inside = self._inside(name, entry)
-            lender = self._lender(name, entry, waiter.claim)
+            lender = self._lender(inside, waiter.claim)
             if lender is not None:
                 inside = inside[inside.index(lender) + 1 :]
             for slot in inside:
@@ -471,9 +472,14 @@ class LockTable:
             self.entries.pop(name, None)
 
     def _inside(self, name: str, entry: _Entry) -> list[Slot]:
+        """Who is inside at this moment, the root first.
+
+        Ask once and go by the answer: the root may leave the quick way at any time, if it looked for an entry before
+        there was one. It looks again, and will wait for the mutex to hand over.
+        """
         root = self.slots.get(name)
         if root is None:
-            return entry.chain
+            return entry.chain.copy()
         return [root, *entry.chain] if entry.chain else [root]
 
     def _mine(self, name: str, entry: _Entry, me: Owner) -> Optional[Slot]:
@@ -511,27 +517,23 @@ class LockTable:
             return True
         return False
 
-    def _lender(self, name: str, entry: _Entry, slot: Slot) -> Optional[Slot]:
+    def _lender(self, inside: list[Slot], slot: Slot) -> Optional[Slot]:
         """The nearest ancestor that is inside."""
         outer = slot.outer
         asks = slot.owner.driver if isinstance(slot.owner, GeneratorOwner) else None
-        if outer is None and asks is None:
-            return None
-        inside = self._inside(name, entry)
         while outer is not None:
-            if outer.name == name and outer in inside:
+            if outer.name == slot.name and outer in inside:
                 return outer
             outer = outer.outer
-        for held in reversed(
-            inside if asks is not None else ()
-        ):  # a generator within another's steps, or between them, of the same driver
+        for held in reversed(inside if asks is not None else ()):
+            # a generator within another's steps, or between them, of the same driver
             if isinstance(held.owner, GeneratorOwner) and held.owner.driver is asks:
                 return held
         return None
 
-    def _lend(self, name: str, entry: _Entry, slot: Slot) -> None:
+    def _lend(self, entry: _Entry, inside: list[Slot], slot: Slot) -> None:
         if not entry.chain:
-            entry.root = self.slots[name]
+            entry.root = inside[0]
         entry.chain.append(slot)
 
     def _leave(self, name: str, entry: _Entry, slot: Slot) -> list[Place]:
@@ -578,11 +580,11 @@ class LockTable:
             if heir is not None and self.slots.setdefault(name, heir.claim) is heir.claim:
                 self._appoint(entry, heir, woken)
         while entry.hopeful:
-            top = self._inside(name, entry)[-1]
-            borrower = next((w for w in entry.hopeful if self._lender(name, entry, w.claim) is top), None)
+            inside = self._inside(name, entry)
+            borrower = next((w for w in entry.hopeful if inside and self._lender(inside, w.claim) is inside[-1]), None)
             if borrower is None:
                 break
-            self._lend(name, entry, borrower.claim)
+            self._lend(entry, inside, borrower.claim)
             self._appoint(entry, borrower, woken)
         return woken
 

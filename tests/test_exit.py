@@ -78,7 +78,7 @@ def numbers(done):
 
 def run_clean(source):
     """Run a script that is to end well and to say nothing on stderr; give what it printed."""
-    done = run(source, *args, **env)
+    done = run(source)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 
@@ -323,6 +323,21 @@ def test_E6_with_nothing_to_do_the_script_ends_at_once():
     """
     (ended,) = run_clean(source)
     assert time.time() - float(ended) < 5
+
+
+@pytest.mark.parametrize("kind", ["Thread", "Process"])
+def test_E6_an_executor_that_is_left_open_keeps_no_process_alive(kind):
+    """Its threads wait for the interpreter's own hook, which comes after ours."""
+    source = f"""
+        from concurrent.futures import {kind}PoolExecutor as Pool
+        from agentdiff import emit, when
+
+        if __name__ == "__main__":
+            pool = Pool(1)
+            when("a", lambda data: print(data))
+            emit("a", pool.submit(abs, -3).result())
+    """
+    assert run_clean(source) == ["3"]
 
 
 def test_E6_a_failing_handler_at_exit_is_logged_and_changes_no_code():
