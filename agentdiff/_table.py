@@ -44,6 +44,10 @@ LOOP_BLOCKED_AFTER = 0.1
 """A blocking wait on the thread of a running loop is worth a warning after so many seconds (L12)."""
 
 
+_BY_HAND = -1
+"""The depth of a slot that `release()` has ended, and not a block."""
+
+
 class Slot:
     """One held place under a lock: what `with coord.lock(name) as slot` yields.
 
@@ -135,6 +139,8 @@ class LockTable:
         """The name was taken the quick way, but somebody waits for it or has it on loan: undo, and let them pass."""
         with self._mutex:
             entry = self._entry(slot.name)
+            if entry.chain:
+                self._mend(slot.name, entry)
             entry.evicted.discard(slot)
             woken = self._leave(slot.name, entry, slot)
         self._act(woken)
@@ -161,17 +167,21 @@ class LockTable:
         slot.depth = 1
         slot.outer = outer if outer is None else live(outer)
         slot.agent = agent
-        with self._mutex:
-            slot.since = self._now()
-            entry = self._entry(name)
-            woken = self._serve(name, entry)
-            got, ring = self._place(name, entry, slot, bell, timeout, blocks)
-            self._tidy(name, entry)
-        self._act(woken)
-        if ring:
-            raise self._deadlock(name, ring)
-        if got is slot and lend:
-            HOLDS.set(slot)
+        try:
+            with self._mutex:
+                slot.since = self._now()
+                entry = self._entry(name)
+                woken = self._serve(name, entry)
+                got, ring = self._place(name, entry, slot, bell, timeout, blocks)
+                self._tidy(name, entry)
+            self._act(woken)
+            if ring:
+                raise self._deadlock(name, ring)
+            if got is slot and lend:
+                HOLDS.set(slot)
+        except BaseException:
+            self._give_up(slot)
+            raise
         return got
 
     def _place(
@@ -189,7 +199,7 @@ class LockTable:
         if mine is not None:
             self._reenter(mine, me)
             return mine, ()
-        if name not in self.slots and self.slots.setdefault(name, slot) is slot:
+        if not entry.chain and name not in self.slots and self.slots.setdefault(name, slot) is slot:
             return slot, ()
         inside = self._inside(name, entry)
         lender = self._lender(inside, slot)
@@ -251,10 +261,10 @@ class LockTable:
             bell.sleep(self._clock, spell)
             if not got.served and spell != timeout:
                 bell.sleep(self._clock, self._second_spell(got, timeout))
+            return self._wake_up(got, lend)
         except BaseException:
-            self._give_up(got)
+            self._give_up(got.claim)
             raise
-        return self._wake_up(got, lend)
 
     async def acquire_async(
         self, name: str, timeout: Optional[float], me: Owner, agent: Optional[str] = None, lend: bool = True
@@ -269,10 +279,10 @@ class LockTable:
             await bell.sleep(self._clock, spell)
             if not got.served and spell != timeout:
                 await bell.sleep(self._clock, self._second_spell(got, timeout))
+            return self._wake_up(got, lend)
         except BaseException:
-            self._give_up(got)
+            self._give_up(got.claim)
             raise
-        return self._wake_up(got, lend)
 
     def _first_spell(self, timeout: Optional[float], blocks_loop: bool) -> Optional[float]:
         """How long to sleep until the wait is worth a warning, or over (L12)."""
@@ -297,30 +307,26 @@ class LockTable:
     def _leave_line(self, waiter: Place) -> bool:
         """Stop waiting; False if the turn came first."""
         with self._mutex:
-            left = self._quit_line(waiter)
+            left = not waiter.served
+            if left:
+                name = waiter.claim.name
+                entry = self._entry(name)
+                self._unlist(entry, waiter)
+                self._tidy(name, entry)
         self._act([])
         return left
 
-    def _quit_line(self, waiter: Place) -> bool:
-        if waiter.served:
-            return False
-        name = waiter.claim.name
-        entry = self._entry(name)
-        self._unlist(entry, waiter)
-        self._tidy(name, entry)
-        return True
-
-    def _give_up(self, waiter: Place) -> None:
-        """Leave nothing behind (L7): neither a place in line nor a turn that came meanwhile.
+    def _give_up(self, slot: Slot) -> None:
+        """Leave nothing behind (L7): neither a place in line, nor a turn that came meanwhile.
 
         It may be the garbage collector who gives up, for a task that nobody will run again: see `_do_chores`.
         """
 
         def chore() -> list[Place]:
-            if self._quit_line(waiter):
-                return []
-            slot = waiter.claim
-            return self._leave(slot.name, self._entry(slot.name), slot)
+            entry = self._entry(slot.name)
+            for waiter in [waiter for waiter in entry.line if waiter.claim is slot]:
+                self._unlist(entry, waiter)
+            return self._leave(slot.name, entry, slot)
 
         self._chores.append(chore)
         self._do_chores()
@@ -383,17 +389,20 @@ class LockTable:
         slot = self.slots.get(name)
         if slot is not None and slot.owner is me:
             self.free(slot, me)
+            if slot.owner is None and not of_block:
+                slot.depth = _BY_HAND
             return
         with self._mutex:
             entry = self._entry(name)
             woken = self._serve(name, entry)
             slot = self._mine(name, entry, me)
-            if slot is None and of_block:
+            if slot is None and of_block and not _released_inside(name):
                 slot = self._the_only_one(name, entry)
                 me = slot.owner if slot is not None and slot.owner is not None else me
             done = slot is not None and self._exit(slot, me)
             if done and slot is not None and _is_empty(slot):
                 woken += self._leave(name, entry, slot)
+                slot.depth = 0 if of_block else _BY_HAND
             self._tidy(name, entry)
             holder = self._holder(name)
             if not done and of_block and name in self._inherited:
@@ -575,7 +584,7 @@ class LockTable:
         if entry.chain:
             self._mend(name, entry)
         woken: list[Place] = []
-        if entry.line and name not in self.slots:
+        if entry.line and not entry.chain and name not in self.slots:
             heir = entry.line.first()
             if heir is not None and self.slots.setdefault(name, heir.claim) is heir.claim:
                 self._appoint(entry, heir, woken)
@@ -607,11 +616,21 @@ class LockTable:
 
     def _act(self, woken: list[Place]) -> None:
         """What is to be done after each stay in the mutex: wake those whose turn has come, and the chores."""
-        for waiter in woken:
-            if not waiter.bell.ring():
-                self.free(waiter.claim, waiter.owner)  # its loop is closed: the turn goes on to the next
+        self._wake(woken)
         if self._chores:
             self._do_chores()
+
+    def _wake(self, woken: list[Place]) -> None:
+        try:
+            for waiter in woken:
+                if not waiter.bell.ring():  # its loop is closed: the turn goes on to the next
+                    with self._mutex:
+                        slot = waiter.claim
+                        woken += self._leave(slot.name, self._entry(slot.name), slot)
+        except BaseException:  # Ctrl-C in just this moment: nobody is to sleep on
+            for waiter in woken:
+                waiter.bell.ring()
+            raise
 
     def _do_chores(self) -> None:
         """Do under the mutex what has been put aside.
@@ -626,9 +645,7 @@ class LockTable:
                     woken += self._chores.popleft()()
             finally:
                 self._mutex.release()
-            for waiter in woken:
-                if not waiter.bell.ring():
-                    self._give_up(waiter)
+            self._wake(woken)
 
     # -- looking ----------------------------------------------------------------------------------------
 
@@ -782,6 +799,14 @@ def live(slot: Slot) -> Optional[Slot]:
         while found.outer is not None and found.outer.owner is None:
             found.outer = found.outer.outer
     return found
+
+
+def _released_inside(name: str) -> bool:
+    """Whether the slot that this context entered last under the name was let go by hand: its block has lost it."""
+    slot: Optional[Slot] = HOLDS.get()
+    while slot is not None and slot.name != name:
+        slot = slot.outer
+    return slot is not None and slot.depth == _BY_HAND
 
 
 def _is_empty(slot: Slot) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Callable, Optional
 from ._clock import MAX_WAIT
 from ._owner import HOLDS, LOCAL, Owner, current_owner, current_task_of, running_loop
 from ._table import LockTable, Slot
+from .errors import NotHeldError
 
 
 def check_name(name: object) -> str:
@@ -238,8 +239,14 @@ class LockGroup:
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
+        missed: Optional[NotHeldError] = None
         for name in reversed(self._names):
-            self._table.release(name, current_owner(), True)
+            try:
+                self._table.release(name, current_owner(), True)
+            except NotHeldError as not_held:  # released inside: the others are still to be let go
+                missed = not_held
+        if missed is not None:
+            raise missed
 
     async def __aenter__(self) -> tuple[Slot, ...]:
         me = self._task()

@@ -1855,7 +1855,11 @@ def test_A3_closing_just_before_an_agent_starts_changes_nothing() -> None:
 
 
 def _is_in(thread: threading.Thread, name: str) -> bool:
-    frame = sys._current_frames().get(thread.ident or 0)
+    gc.disable()  # a collection inside `_current_frames` hangs 3.11
+    try:
+        frame = sys._current_frames().get(thread.ident or 0)
+    finally:
+        gc.enable()
     while frame is not None:
         if frame.f_code.co_name.lstrip("_") == name:
             return True

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 import pytest
-from support import eventually, join_all, start_all
+from support import eventually, join_all, run_script, start_all
 
 from agentdiff import (
     ClosedError,
@@ -271,6 +271,36 @@ def test_L11_a_snapshot_counts_what_went_wrong_and_what_is_pending(coord: Coordi
     gate.set()
     coord.join(20)
     assert coord.snapshot().pending == 0
+
+
+def test_L11_a_collection_amid_a_snapshot_hangs_nothing() -> None:
+    """Wherever in a snapshot the garbage collector strikes, and whatever it finds, the snapshot comes (gh-106883)."""
+    result = run_script(
+        """
+        import gc, threading
+        from agentdiff import Coordinator
+
+        class Ring:
+            def __init__(self):
+                self.me, self.local = self, threading.local()
+
+        coord = Coordinator()
+        with coord.lock("x"):
+            gc.disable()
+            for strike in range(1, 120):
+                gc.collect()
+                Ring()
+                gc.set_threshold(strike)
+                gc.enable()
+                coord.snapshot()
+                assert gc.isenabled()
+                gc.disable()
+                coord.snapshot()
+                assert not gc.isenabled()
+        """,
+        timeout=20,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_L11_explain_is_plain_words(coord: Coordinator) -> None:

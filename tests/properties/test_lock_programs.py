@@ -230,7 +230,7 @@ class LockPrograms(RuleBasedStateMachine):
         """A timeout, or a cancellation."""
         party = self.pick(number, awake=False)
         if by_cancel:
-            self.table._give_up(party.waiter)
+            self.table._give_up(party.waiter.claim)
         else:
             assert party.context.run(self.table._wake_up, party.waiter, True) is None
         party.waiter = None
@@ -266,7 +266,7 @@ class LockPrograms(RuleBasedStateMachine):
         """When everybody has left, nothing is left."""
         for party in self.parties:
             if party.waiter is not None:
-                self.table._give_up(party.waiter)
+                self.table._give_up(party.waiter.claim)
         for name in NAMES:
             for hold in list(self.model.inside[name]):
                 for _ in range(hold.depth):
