@@ -6,6 +6,7 @@ numbers are reused by the system, so they identify nobody (L8). A task is its ow
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from asyncio import AbstractEventLoop, Task, _get_running_loop, current_task
@@ -95,13 +96,33 @@ AGENT_CODES: set[CodeType] = set()
 """The code of the wrappers behind `@coordinate`: a frame running one of them has a local `agent`."""
 
 
+if sys.version_info[:2] == (
+    3,
+    11,
+):  # there, a garbage collection inside `_current_frames` hangs the process (gh-106883)
+    _frames_mutex = threading.RLock()
+
+    def _frames() -> dict[int, FrameType]:
+        with _frames_mutex:
+            enabled = gc.isenabled()
+            gc.disable()
+            try:
+                return sys._current_frames()
+            finally:
+                if enabled:
+                    gc.enable()
+
+else:
+    _frames = sys._current_frames
+
+
 def current_frame(owner: Owner) -> Optional[FrameType]:
     """The innermost frame of a thread or task, if it can be had; only to be shown."""
     if isinstance(owner, GeneratorOwner):
         return current_frame(owner.driver) if owner.driver is not None else None
     if isinstance(owner, ThreadOwner):
         ident = owner.thread.ident
-        return sys._current_frames().get(ident) if ident is not None else None
+        return _frames().get(ident) if ident is not None else None
     stack = owner.get_stack(limit=1)
     return stack[-1] if stack else None
 

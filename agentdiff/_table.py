@@ -572,12 +572,13 @@ class LockTable:
 
         Whoever took the name in that moment took it before it looked for an entry; it will, and settle.
         """
-        found = self.slots.get(name)
-        if found is entry.root:
+        if self.slots.get(name) is entry.root:
             return
-        if found is not None:
+        entry.root = heir = entry.chain.pop(0)
+        found = self.slots.setdefault(name, heir)
+        if found is not heir:
             entry.evicted.add(found)
-        self.slots[name] = entry.root = entry.chain.pop(0)
+            self.slots[name] = heir
 
     def _serve(self, name: str, entry: _Entry) -> list[Place]:
         """Appoint whoever's turn it is; the caller wakes them after the mutex."""
@@ -796,8 +797,10 @@ def live(slot: Slot) -> Optional[Slot]:
     while found is not None and found.owner is None:
         found = found.outer
     if found is not None:
-        while found.outer is not None and found.outer.owner is None:
-            found.outer = found.outer.outer
+        beyond = found.outer
+        while beyond is not None and beyond.owner is None:
+            beyond = beyond.outer
+        found.outer = beyond
     return found
 
 

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import faulthandler
-import sys
+import os
 import threading
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support import FakeClock
@@ -12,6 +13,7 @@ from agentdiff import Coordinator
 from agentdiff.default import default_coordinator, reset_default
 
 TIME_LIMIT = 60.0
+REAL_STDERR = os.fdopen(os.dup(2), "w")  # pytest redirects the other one, and a dump must be seen
 
 
 def pytest_configure(config: Any) -> None:
@@ -22,7 +24,7 @@ def pytest_configure(config: Any) -> None:
 def pytest_runtest_protocol(item: Any) -> Any:
     """A test that hangs is a failure: every thread's stack is dumped, and the run ends."""
     marker = item.get_closest_marker("time_limit")
-    faulthandler.dump_traceback_later(marker.args[0] if marker else TIME_LIMIT, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(marker.args[0] if marker else TIME_LIMIT, exit=True, file=REAL_STDERR)
     try:
         return (yield)
     finally:

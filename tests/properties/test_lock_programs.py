@@ -180,9 +180,7 @@ class LockPrograms(RuleBasedStateMachine):
             got: Any = quick
         else:
             try:
-                got = party.context.run(
-                    self.table._decide, name, party.me, bell if patient else None, None, None, True
-                )
+                got = party.context.run(self.table._decide, name, party.me, bell if patient else None, None, None, True)
             except DeadlockError as error:
                 assert error.cycle
                 got = "refused"
