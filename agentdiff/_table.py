@@ -18,7 +18,7 @@ import threading
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from ._clock import Clock
 from ._owner import HOLDS, GeneratorOwner, Owner, agent_of, has_ended, in_words, loop_of, running_loop
@@ -120,7 +120,7 @@ class LockTable:
 
     def forget(self, forked: bool = False) -> None:
         """Nobody holds or waits any more; after a fork, the parent's threads are not here (L13)."""
-        self._mutex = threading.Lock()
+        self._mutex: Any = threading.RLock()  # re-entrant only in that it knows who is inside
         self._chores: deque[Callable[[], list[Place]]] = deque()
         if forked:
             held = [slot for slot in self.slots.values() if slot is not None]
@@ -392,6 +392,9 @@ class LockTable:
             if slot.owner is None and not of_block:
                 slot.depth = _BY_HAND
             return
+        if self._mutex._is_owned():  # a collection has ended a generator's block here, of all places
+            self._chores.append(lambda: self._release_later(name, me))
+            return
         with self._mutex:
             entry = self._entry(name)
             woken = self._serve(name, entry)
@@ -419,6 +422,13 @@ class LockTable:
                 holder=words,
             )
 
+    def _release_later(self, name: str, me: Owner) -> list[Place]:
+        entry = self._entry(name)
+        slot = self._mine(name, entry, me) or self._the_only_one(name, entry)
+        if slot is None or slot.owner is None or not self._exit(slot, slot.owner) or not _is_empty(slot):
+            return []
+        return self._leave(name, entry, slot)
+
     def free(self, slot: Slot, me: Owner) -> None:
         """End one entry of `me` to this very slot, whoever calls (L8)."""
         name = slot.name
@@ -432,6 +442,9 @@ class LockTable:
                 if name in self.entries:
                     self.pass_on(name)
                 return
+        if self._mutex._is_owned():
+            self.free_collected(slot, me)
+            return
         with self._mutex:
             entry = self._entry(name)
             woken: list[Place] = []
@@ -639,7 +652,7 @@ class LockTable:
         A garbage collection can come upon a thread inside the mutex; so what a collection may call puts its work
         aside, and doesn't wait for the mutex: whoever has it does the work afterwards.
         """
-        while self._chores and self._mutex.acquire(False):
+        while self._chores and not self._mutex._is_owned() and self._mutex.acquire(False):
             woken: list[Place] = []
             try:
                 while self._chores:

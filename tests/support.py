@@ -288,6 +288,9 @@ class StageDict(dict):  # type: ignore[type-arg]
 class StageMutex:
     """A mutex that actors share."""
 
+    def _is_owned(self) -> bool:
+        return False  # no collection comes upon an actor inside
+
     def __init__(self, stage: Stage) -> None:
         self.point = stage.point
         self.held = False

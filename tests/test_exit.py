@@ -86,17 +86,18 @@ def run_clean(source):
 # -- chains --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "pause"), [(3, 0.1), (5, 0.1), (20, 0.02)])
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "count", "pause"),
     [
-        "sync",
-        "async",
-        pytest.param("pool", marks=NO_THREADS_AT_EXIT),
-        pytest.param("to_thread", marks=NO_THREADS_AT_EXIT),
+        *[(kind, *size) for kind in ("sync", "async") for size in ((3, 0.1), (5, 0.1), (20, 0.02))],
+        *[
+            pytest.param(kind, *size, marks=NO_THREADS_AT_EXIT)
+            for kind in ("pool", "to_thread")
+            for size in ((3, 0.1), (20, 0.02))
+        ],
     ],
 )
-def test_E6_a_script_whose_last_line_starts_a_chain_runs_all_of_it(count, pause, kind):
+def test_E6_a_script_whose_last_line_starts_a_chain_runs_all_of_it(kind, count, pause):
     """At any depth, with sync and async handlers, with pools and threads of their own; no sleep, no join."""
     last = "asyncio.run(first())" if kind in ("async", "to_thread") else "first()"
     done = stages(last, count, pause, kind)

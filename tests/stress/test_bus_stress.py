@@ -91,7 +91,7 @@ def test_E2_many_lanes_lose_nothing_and_keep_their_order(harass, kind):
 
         def emit(who):
             dice = random.Random(who)
-            for number in range(25):
+            for number in range(15):
                 for lane in lanes:
                     with coord.run(lane):
                         coord.emit("a", (who, number))
@@ -101,7 +101,7 @@ def test_E2_many_lanes_lose_nothing_and_keep_their_order(harass, kind):
     assert not overlaps
     for lane in lanes:
         for who in range(2):
-            assert [number for sender, number in seen[lane] if sender == who] == list(range(25))
+            assert [number for sender, number in seen[lane] if sender == who] == list(range(15))
 
 
 @HARASSED
@@ -137,7 +137,7 @@ def test_E7_every_wait_ends(harass):
 @HARASSED
 def test_E7_all_that_was_accepted_before_close_is_handled(harass):
     """Others emit while it closes: each event is either refused or handled."""
-    for attempt in range(5):
+    for attempt in range(3):
         seen, accepted = [], []
         with harassed(harass) as coord:
             coord.on("a", seen.append)
@@ -202,7 +202,7 @@ def test_E5_the_bound_holds_while_events_come_and_go(harass):
 def test_E10_once_and_cancel_are_exact(harass):
     """One call for `once` however many lanes; none after `cancel` has returned and what was running has ended."""
     with harassed(harass) as coord:
-        for _ in range(15):
+        for _ in range(8):
             calls, late, cancelled = [], [], threading.Event()
             coord.on("a", calls.append, once=True)
 
@@ -221,9 +221,6 @@ def test_E10_once_and_cancel_are_exact(harass):
             threads = start_all(*[emit] * 3)
             barrier.wait(10)
             sub.cancel()
-            with contextlib.ExitStack() as stack:  # let what was running end
-                for number in range(3):
-                    stack.enter_context(coord.run(f"r{number}"))
             join_all(threads)
             coord.join(20)
             cancelled.set()
@@ -235,13 +232,13 @@ def test_E10_once_and_cancel_are_exact(harass):
 
 
 @HARASSED
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_E3_random_programs_handle_every_event_once(harass, seed, caplog):
     """Cascades of sync, async, concurrent and failing handlers, from threads, tasks and runs: every call is counted."""
     caplog.set_level("CRITICAL", "agentdiff")
     dice = random.Random(seed)
     calls, failures = [], []
-    handlers = 6
+    handlers = 4
     with harassed(harass, workers=dice.choice([1, 2, 8])) as coord:
 
         def make(number):

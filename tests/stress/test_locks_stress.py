@@ -21,6 +21,7 @@ from support import (
     eager_switching,
     explore,
     join_all,
+    run_script,
     start_all,
     yielding_at_opcodes,
 )
@@ -422,3 +423,42 @@ def test_L1_threads_and_tasks_of_two_loops_lose_no_count(hostile: Any, coord: Co
     assert coord.snapshot().locks == ()
     assert not coord._table.slots
     assert not coord._table.entries
+
+
+LOOKING = """
+    import faulthandler, sys, threading, time
+    from agentdiff import Coordinator
+
+    faulthandler.dump_traceback_later(20, exit=True)
+    sys.setswitchinterval(1e-5)
+
+    class Garbage:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            for _ in range(300):
+                pass
+
+    def start_threads():
+        while time.monotonic() < end:
+            thread = threading.Thread(target=int)
+            thread.start()
+            thread.join()
+
+    end = time.monotonic() + 3
+    for _ in range(2):
+        threading.Thread(target=start_threads, daemon=True).start()
+    with Coordinator() as coord:
+        with coord.lock("a"):
+            while time.monotonic() < end:
+                [Garbage() for _ in range(30)]
+                coord.snapshot()
+    print("looked")
+"""
+
+
+def test_L11_looking_does_not_hang_while_threads_start_and_garbage_is_collected() -> None:
+    """On CPython 3.11 `sys._current_frames` can stop the whole process if a collection begins within (gh-106883)."""
+    result = run_script(LOOKING)
+    assert result.stdout.strip() == "looked", result.stderr[-3000:]
