@@ -46,3 +46,14 @@ class Clock:
 
 MAX_WAIT = 86400.0 * 365
 """A year: the operating system refuses waits much longer, and nobody waits that long."""
+
+
+def check_timeout(timeout: Any) -> Optional[float]:
+    """Refuse what can't be a timeout (L4): None waits, 0 tries once, positive seconds wait that long."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"a timeout must be a number of seconds or None, not {type(timeout).__name__}: {timeout!r}")
+    if not timeout >= 0:  # NaN neither is nor isn't
+        raise ValueError(f"a timeout must be 0 (try once), positive, or None (wait), not {timeout!r}")
+    return float(timeout) if timeout <= MAX_WAIT else None  # nobody waits for more than a year

@@ -100,10 +100,11 @@ if sys.version_info[:2] == (
     3,
     11,
 ):  # there, a garbage collection inside `_current_frames` hangs the process (gh-106883)
-    _frames_mutex = threading.RLock()
+    _stacks_mutex = threading.RLock()
 
-    def _frames() -> dict[int, FrameType]:
-        with _frames_mutex:
+    def all_frames() -> dict[int, FrameType]:
+        """The innermost frame of each thread, by its number."""
+        with _stacks_mutex:
             enabled = gc.isenabled()
             gc.disable()
             try:
@@ -113,7 +114,7 @@ if sys.version_info[:2] == (
                     gc.enable()
 
 else:
-    _frames = sys._current_frames
+    all_frames = sys._current_frames
 
 
 def current_frame(owner: Owner) -> Optional[FrameType]:
@@ -122,7 +123,7 @@ def current_frame(owner: Owner) -> Optional[FrameType]:
         return current_frame(owner.driver) if owner.driver is not None else None
     if isinstance(owner, ThreadOwner):
         ident = owner.thread.ident
-        return _frames().get(ident) if ident is not None else None
+        return all_frames().get(ident) if ident is not None else None
     stack = owner.get_stack(limit=1)
     return stack[-1] if stack else None
 

@@ -22,6 +22,8 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, Callable, Optional, Protocol
 
+from ._owner import all_frames
+
 logger = logging.getLogger("agentdiff")
 
 Job = Callable[[], Any]
@@ -59,6 +61,7 @@ class Workers:
         self._parked: deque[threading.Lock] = deque()
         self._mutex = threading.RLock()
         self._threads: set[threading.Thread] = set()
+        self._ending: list[threading.Thread] = []  # no workers any more, but not yet gone
         self._numbers = count(1)
         self._stopping = False
 
@@ -120,6 +123,8 @@ class Workers:
             if self._jobs:
                 self._threads.add(me)
                 return False
+            self._ending = [thread for thread in self._ending if thread.is_alive()]
+            self._ending.append(me)
         return True
 
     def run_jobs(self) -> None:
@@ -152,7 +157,9 @@ class Workers:
                 with suppress(IndexError):
                     while True:
                         self._parked.popleft().release()
-                others = [thread for thread in self._threads if thread is not me and thread.is_alive()]
+                with self._mutex:
+                    threads = [*self._threads, *self._ending]
+                others = [thread for thread in threads if thread is not me and thread.is_alive()]
                 if not others:
                     return
                 others[0].join()
@@ -251,6 +258,10 @@ class Drainable(Protocol):
 
     exit_timeout: Optional[float]
 
+    @property
+    def accepted(self) -> int:
+        """How much work has come so far."""
+
     def drain(self, timeout: Optional[float]) -> bool:
         """Let the work go on for `timeout` seconds, lending a hand where no thread can; True when all is done."""
 
@@ -259,12 +270,15 @@ class Drainable(Protocol):
 
 
 _to_drain: weakref.WeakSet[Any] = weakref.WeakSet()
+_drain_mutex = threading.Lock()
 _hooked = threading.Lock()
+_POLL = 0.05
 
 
 def drain_at_exit(what: Drainable) -> None:
     """Have the work of `what` done before the process ends, as long as somebody else holds on to it."""
-    _to_drain.add(what)
+    with _drain_mutex:
+        _to_drain.add(what)
     if _hooked.acquire(False):
         # The interpreter calls these hooks last in, first out. The executors' comes with their import: ours is
         # to run before it, since a drained handler may use a thread pool.
@@ -275,69 +289,87 @@ def drain_at_exit(what: Drainable) -> None:
         atexit.register(_drain_the_rest)
 
 
-_POLL = 0.05
+def _members() -> list[Any]:
+    with _drain_mutex:
+        return list(_to_drain)
+
+
+def _was_interrupted() -> bool:
+    """Whether the program has ended by Ctrl-C: then nobody wants its work done."""
+    return not sys.flags.interactive and getattr(sys, "last_type", None) is KeyboardInterrupt
 
 
 def _drain_with_threads() -> None:
     """First part, while executors and non-daemon threads live: what they still emit is part of the chain."""
-    if sys.flags.interactive == 0 and getattr(sys, "last_type", None) is KeyboardInterrupt:
-        for what in list(_to_drain):
+    if _was_interrupted():
+        for what in _members():
             what.abandon("interrupted")
         return
-    started = time.monotonic()
-    try:
-        while not _drain_all(started) or _wait_for_threads(started):
-            pass
-    except KeyboardInterrupt:
-        _die_of_interrupt()
+    _drain(lambda started: _drain_all(started) and not _wait_for_threads(started))
 
 
 def _drain_the_rest() -> None:
-    """Second part, after them: what the executors' last jobs have emitted."""
+    """Second part, after them: what came too late for the first."""
+    if not _was_interrupted():
+        _drain(_drain_all)
+
+
+def _drain(is_done: Callable[[float], bool]) -> None:
     started = time.monotonic()
     try:
-        while not _drain_all(started):
+        while not is_done(started):
             pass
     except KeyboardInterrupt:
         _die_of_interrupt()
+    for what in _members():
+        if not what.drain(0):
+            what.abandon(f"exit_timeout of {what.exit_timeout:g} s is over")
 
 
 def _drain_all(started: float) -> bool:
-    """One round; True if all is done, or given up for lack of time."""
-    done = True
-    for what in list(_to_drain):
-        if what.exit_timeout is not None and time.monotonic() - started >= what.exit_timeout:
-            if not what.drain(0):
-                what.abandon(f"exit_timeout of {what.exit_timeout:g} s is over")
-            _to_drain.discard(what)
-        elif not what.drain(_POLL):
-            done = False
-    return done
+    """One round; True if all is done, but for what has no time left, and nothing new has come meanwhile."""
+    members = [what for what in _members() if not _is_late(what, started)]
+    before = [what.accepted for what in members]
+    done = [what.drain(_POLL) for what in members]
+    return all(done) and before == [what.accepted for what in members]
+
+
+def _is_late(what: Any, started: float) -> bool:
+    return what.exit_timeout is not None and time.monotonic() - started >= what.exit_timeout
 
 
 def _wait_for_threads(started: float) -> bool:
     """Wait a moment for other threads, which may still emit; False if there are none."""
-    if not len(_to_drain):
+    if all(_is_late(what, started) for what in _members()):
         return False
-    from concurrent.futures import thread as executors
-
-    idle = executors._threads_queues  # their workers wait for work until the executors' own hook ends them
-    others = [
-        thread
-        for thread in threading.enumerate()
-        if thread is not threading.main_thread() and not thread.daemon and thread not in idle
-    ]
+    others = [thread for thread in threading.enumerate() if _may_emit(thread)]
     if others:
         others[0].join(_POLL)
     return bool(others)
 
 
+def _may_emit(thread: threading.Thread) -> bool:
+    """Not the main thread, no daemon, and no executor's thread that only waits: that ends after us."""
+    from concurrent.futures import thread as executors
+
+    if thread.daemon or thread is threading.main_thread():
+        return False
+    if thread in getattr(sys.modules.get("concurrent.futures.process"), "_threads_wakeups", ()):
+        return False
+    jobs = executors._threads_queues.get(thread)
+    if jobs is None:
+        return True
+    frame = all_frames().get(thread.ident or 0)
+    return not jobs.empty() or (frame is not None and frame.f_code is not executors._worker.__code__)
+
+
 def _die_of_interrupt() -> None:
     """Ctrl-C at exit: the traceback, other exit handlers, and the death that a shell expects (E6)."""
     traceback.print_exc()
-    for what in list(_to_drain):
+    for what in _members():
         what.abandon("interrupted")
-    _to_drain.clear()
+    with _drain_mutex:
+        _to_drain.clear()
     with suppress(BaseException):
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, Callable, Optional, TypeVar, Union, cast
 
+from ._clock import check_timeout
 from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_owner, running_loop
 from ._table import LockTable, Slot
 from .bus import Bus, Cause, Lane
 from .errors import text_of
 from .events import CAUSE
 from .locks import check_name as check_lock_name
-from .locks import check_timeout
 
 logger = logging.getLogger("agentdiff")
 

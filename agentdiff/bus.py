@@ -17,13 +17,14 @@ import traceback
 from asyncio import AbstractEventLoop, CancelledError, Task
 from collections import deque
 from collections.abc import Generator
+from contextlib import suppress
 from contextvars import Context
 from itertools import count
 from types import CoroutineType, TracebackType
 from typing import Any, Callable, Optional, Union
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ._clock import Clock
+from ._clock import Clock, check_timeout
 from ._owner import GeneratorOwner, ThreadOwner, current_owner, running_loop
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import OwnLoop, Tally, Workers, drain_at_exit
@@ -161,6 +162,8 @@ class Lane:
         place = 0 if delivery is None else delivery._next
         turns = 0
         while True:
+            if bus.abandoned:
+                queue.clear()
             if delivery is None:
                 try:
                     delivery = queue.popleft()
@@ -266,6 +269,7 @@ class Delivery:
             CoordinationTimeoutError: it took longer.
             DeadlockError: called in a handler of this very event, or of one that this event caused (E16).
         """
+        timeout = check_timeout(timeout)
         self._refuse_own()
         if self._route:
             self._bus.sleep(self._add_bell, self._drop_bell, lambda: not self._route, timeout)
@@ -372,6 +376,8 @@ class _Away:
     def report(self, result: Any, error: Optional[BaseException]) -> None:
         """Hand the outcome in, once."""
         if self._reported.acquire(False):
+            if self.task is None and inspect.iscoroutine(self.argument):
+                self.argument.close()  # its loop is closed: it will never run
             bus = self.delivery._bus
             bus.away.discard(self)
             bus.record(self.delivery, self.subscription, self.place, result, error)
@@ -415,6 +421,7 @@ class Bus:
         self.mutex = threading.RLock()  # for what is rare; re-entrant, since a collected generator emits (A1)
         self.version = 0  # raised whenever somebody may have begun or ceased to listen
         self.closed = False
+        self.abandoned = False  # what is queued will not be delivered
         self.failed = 0  # handlers that raised
         self.refused = 0  # lifecycle events that could not be queued
         self.away: set[_Away] = set()
@@ -719,7 +726,7 @@ class Bus:
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise  # Ctrl-C while the main thread lends a hand at exit
             return True
-        if result.__class__ is CoroutineType:
+        if type(result) is CoroutineType:
             lane = delivery._lane
             assert lane is not None
             if then is None:
@@ -801,8 +808,25 @@ class Bus:
             return
         with self.mutex:
             self.failed += 1
-        handler = _name_of(sub.handler)
+        try:
+            self._tell_failure(delivery, _name_of(sub.handler), error)
+        except Exception:  # a logging filter, say: nothing of the users' may stop a lane
+            with suppress(Exception):
+                logger.exception("the failure of a handler of event %r could not be told", delivery._name)
+
+    def _tell_failure(self, delivery: Delivery, handler: str, error: BaseException) -> None:
         event = delivery.event
+        data = {
+            "event": event,
+            "handler": handler,
+            "error": text_of(error),
+            "error_type": type(error).__name__,
+            "exception": error,
+            "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+            "timestamp": self.clock.time(),
+        }
+        if event.name != "handler_failed":
+            self.emit_lifecycle("handler_failed", data, handler, delivery._inner, None)
         logger.error(
             "handler %s of event %r failed: %s: %s",
             handler,
@@ -812,26 +836,23 @@ class Bus:
             exc_info=(type(error), error, error.__traceback__),
             extra={"event": event.name, "agent": event.sender, "run": event.run_id},
         )
-        if event.name != "handler_failed":
-            data = {
-                "event": event,
-                "handler": handler,
-                "error": text_of(error),
-                "error_type": type(error).__name__,
-                "exception": error,
-                "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
-                "timestamp": self.clock.time(),
-            }
-            self.emit_lifecycle("handler_failed", data, handler, delivery._inner, None)
 
     # -- waiting for all ------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> int:
         """How many events are queued or being delivered."""
+        if self.abandoned:
+            return 0
         with self.mutex:
             finished = self._finished.read()
             return self._accepted.read() - finished
+
+    @property
+    def accepted(self) -> int:
+        """How many events have been queued so far."""
+        with self.mutex:
+            return self._accepted.read()
 
     def look_for_idle(self) -> None:
         """Something has ended: if it was the last, wake those who wait for that."""
@@ -926,6 +947,12 @@ class Bus:
         if pending:
             logger.warning("%d events are abandoned: %s", pending, why)
 
+    def quit(self, why: str) -> None:
+        """Refuse from now on, and deliver nothing of what is queued; what runs may finish."""
+        self.close()
+        self.abandon(why)
+        self.abandoned = True
+
     # -- the end ------------------------------------------------------------------------------------------
 
     def resize(self, workers: Optional[int], max_pending: Optional[int]) -> None:
@@ -957,7 +984,7 @@ class Bus:
 class RunBlock:
     """What `coord.run("id")` gives: a context manager that makes events belong to a run (E12)."""
 
-    __slots__ = ("_before", "_bus", "_id")
+    __slots__ = ("_bus", "_id")
 
     def __init__(self, bus: Bus, run_id: Optional[str]) -> None:
         if run_id is not None and not isinstance(run_id, str):
@@ -966,17 +993,19 @@ class RunBlock:
             raise ValueError("a run's id must not be empty")
         self._bus = bus
         self._id = run_id or bus.new_run_id()
-        self._before: list[Any] = []
 
     def __enter__(self) -> Run:
-        self._before.append(CAUSE.get())
         CAUSE.set(self._bus.run_cause(self._id))
         return Run(id=self._id)
 
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        CAUSE.set(self._before.pop())
+        cause: Any = CAUSE.get()
+        while cause is not None and not (cause.bus is self._bus and cause.number is None and cause.name == self._id):
+            cause = cause.outer
+        if cause is not None:  # else it was entered in another context, and ends with that
+            CAUSE.set(cause.outer)
 
 
 def _make_emit(bus: Bus, routes: dict[str, tuple[Subscription, ...]], accept: Callable[[], int]) -> Emit:
@@ -1040,8 +1069,11 @@ def _loop_closed(sub: Subscription) -> LoopClosedError:
 
 
 def _name_of(handler: Any) -> str:
-    name = getattr(handler, "__qualname__", None) or getattr(handler, "__name__", None)
-    return str(name) if name else repr(handler)
+    try:
+        name = getattr(handler, "__qualname__", None) or getattr(handler, "__name__", None)
+        return str(name) if name else repr(handler)
+    except Exception:
+        return f"a {type(handler).__name__}"
 
 
 def _check_handler(handler: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional, TypeVar, Union, cast, overload
 import attrs
 
 from . import agents
-from ._clock import Clock
+from ._clock import Clock, check_timeout
 from ._table import LockTable
 from ._workers import forget_after_fork
 from .agents import LockSpec
@@ -19,7 +19,7 @@ from .bus import Bus, Delivery, Handler, RunBlock, Subscription
 from .deadlock import LockInfo, explain_locks
 from .errors import ClosedError
 from .events import check_name as check_event_name
-from .locks import Lock, LockGroup, check_name, check_timeout
+from .locks import Lock, LockGroup, check_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -375,8 +375,7 @@ class Coordinator:
     def _quit(self) -> None:
         """Left by Ctrl-C or a cancellation: nobody wants to wait."""
         self._handles.clear()
-        self._bus.close()
-        self._bus.abandon("its block was left by an interrupt")
+        self._bus.quit("its block was left by an interrupt")
 
     def __enter__(self) -> Coordinator:
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Callable, Optional
 
-from ._clock import MAX_WAIT
+from ._clock import check_timeout
 from ._owner import HOLDS, LOCAL, Owner, current_owner, current_task_of, running_loop
 from ._table import LockTable, Slot
 from .errors import NotHeldError
@@ -18,17 +18,6 @@ def check_name(name: object) -> str:
     if not name:
         raise ValueError("a lock's name must not be empty")
     return name
-
-
-def check_timeout(timeout: Any) -> Optional[float]:
-    """Refuse what can't be a timeout (L4): None waits, 0 tries once, positive seconds wait that long."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"a timeout must be a number of seconds or None, not {type(timeout).__name__}: {timeout!r}")
-    if not timeout >= 0:  # NaN neither is nor isn't
-        raise ValueError(f"a timeout must be 0 (try once), positive, or None (wait), not {timeout!r}")
-    return float(timeout) if timeout <= MAX_WAIT else None  # nobody waits for more than a year
 
 
 def _patience(table: LockTable, own: Any, blocking: bool = True, timeout: Any = ...) -> Optional[float]:

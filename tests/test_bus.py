@@ -1818,7 +1818,7 @@ def test_E9_a_thousand_handlers_cost_no_threads(coord):
     for number in range(500):
         coord.on(f"name{number}", print)
         coord.on("all", lambda data: 1)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert sum(coord.emit("all").wait(10).results) == 500
     assert threading.active_count() == before + 1
 

@@ -521,6 +521,7 @@ def test_E6_ctrl_c_while_waiting_for_a_thread_that_may_still_emit_ends_it():
         from agentdiff import when
         when("a", print)
         def endless():
+            threading.main_thread().join()  # the script is over
             print("begins", flush=True)
             time.sleep(1000)
         threading.Thread(target=endless).start()
@@ -595,3 +596,41 @@ def test_E7_what_ctrl_c_in_the_block_has_abandoned_is_not_drained_at_exit():
     assert code == 3
     assert "abandoned" in err
     assert out.split() in (["0"], ["0", "1"])
+
+
+@POSIX
+def test_E6_ctrl_c_that_is_caught_leaves_nothing_stuck():
+    """It comes in the middle of an `emit`; the program goes on, later events are handled, `join` and exit come back."""
+    source = """
+        import gc, os, signal, sys, threading, time
+        from agentdiff import Coordinator
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.disable()  # a KeyboardInterrupt in a weak reference's callback would be lost
+        kept = []
+        for attempt in range(60):
+            coord = Coordinator(exit_timeout=0)
+            kept.append(coord)
+            seen = []
+            coord.on("a", seen.append)
+            go = threading.Event()
+
+            def shoot():
+                go.wait()
+                time.sleep(0.0002 + attempt * 1e-5)
+                os.kill(os.getpid(), signal.SIGINT)
+
+            thread = threading.Thread(target=shoot)
+            thread.start()
+            try:
+                go.set()
+                for number in range(10_000):
+                    coord.emit("a", number)
+                time.sleep(0.5)  # long enough for it to come
+            except KeyboardInterrupt:
+                pass
+            thread.join()
+            late = coord.emit("a", "late")
+            coord.join(3)
+            assert seen[-1] == "late", attempt
+    """
+    assert run_clean(source) == []

@@ -31,7 +31,7 @@ from agentdiff._table import LockTable
 from agentdiff.locks import Lock, LockGroup
 
 SECONDS = float(os.environ.get("AGENTDIFF_STRESS_SECONDS", "0"))
-LIMIT = int((SECONDS or 0.5) * 600)
+LIMIT = int(SECONDS * 60) or 300
 SPAN = SECONDS or 1.5
 
 
@@ -278,6 +278,37 @@ def test_L1_no_schedule_within_the_hot_functions_breaks_the_table(scene: Any) ->
 def test_L2_children_of_one_holder_may_enter_at_once_while_it_leaves_another_lock() -> None:
     """Two children walk the same chain of their parent's slots and shorten it, at any opcode."""
     explore(lambda plan: run_scene(hand_over_hand, plan, frozenset({"live"})), 2, LIMIT * 2)
+
+
+def holder_of_the_next_lock_leaves(play: Play) -> list[Program]:
+    """0 holds "a" and waits for "b"; while 1 comes to wait for "a", and looks for a ring, 2 leaves "b"."""
+    b = Lock(play.table, "b")
+    there: list[int] = []
+
+    def want_b() -> None:
+        play.stage.point(lambda: bool(there))
+        b.acquire()
+        b.release()
+
+    def hold_b() -> None:
+        b.__enter__()
+        there.append(2)
+        play.stage.point(lambda: bool(play.table._waiting))
+        there.append(2)
+        play.table.entries.looked_before.add(threading.get_ident())  # type: ignore[attr-defined]
+        b.__exit__(None, None, None)
+
+    def want_a() -> None:
+        play.stage.point(lambda: bool(play.table._waiting) or len(there) > 1)
+        play.party(1)()
+
+    return [play.party(0, want_b), want_a, hold_b]
+
+
+@pytest.mark.time_limit(900)
+def test_L5_a_holder_may_leave_while_a_ring_is_looked_for() -> None:
+    """At any opcode of the search a holder that it passes may be gone."""
+    explore(lambda plan: run_scene(holder_of_the_next_lock_leaves, plan, frozenset({"_hops", "__exit__"})), 2, LIMIT)
 
 
 # -- many at once -------------------------------------------------------------------------------------------
