@@ -79,7 +79,7 @@ def has_ended(owner: Owner) -> bool:
         return not owner.thread.is_alive()
     if isinstance(owner, GeneratorOwner):
         return False
-    return owner.done()
+    return owner.done() or owner.get_loop().is_closed()
 
 
 def in_words(owner: Owner) -> str:

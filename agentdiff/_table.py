@@ -45,7 +45,7 @@ LOOP_BLOCKED_AFTER = 0.1
 
 
 _BY_HAND = -1
-"""The depth of a slot that `release()` has ended, and not a block."""
+"""The depth of a slot whose last block was ended by `release()`, before its end."""
 
 
 class Slot:
@@ -59,14 +59,27 @@ class Slot:
     # `owner` is who holds it, None once it has ended; `since` is monotonic; `outer` is the slot entered
     # before in the same context; `depth` counts entries of its owner. Written by the table alone. There is
     # no __init__: this object is made for every entry, and a call would cost as much as all the rest.
-    __slots__ = ("__weakref__", "agent", "depth", "name", "outer", "owner", "since")
+    # `by_hand` counts the entries that `acquire()` made, and is there only if it made any.
+    __slots__ = ("__weakref__", "agent", "by_hand", "depth", "name", "outer", "owner", "since")
 
     name: str
     agent: Optional[str]
+    by_hand: int
     owner: Optional[Owner]
     since: float
     outer: Optional[Slot]
     depth: int
+
+    def count_by_hand(self) -> None:
+        """`acquire()` has made an entry, and `release()` is to end it."""
+        self.by_hand = getattr(self, "by_hand", 0) + 1
+
+    def count_off_by_hand(self) -> bool:
+        """`release()` ends an entry; False if it is a block's."""
+        left = getattr(self, "by_hand", 0)
+        if left:
+            self.by_hand = left - 1
+        return bool(left)
 
     def __repr__(self) -> str:
         return f"<Slot {self.name!r} {in_words(self.owner) if self.owner is not None else 'released'}>"
@@ -209,10 +222,10 @@ class LockTable:
         if bell is None:
             return None, ()
         waiter = Waiter(me, slot, slot.since, timeout, bell, blocks)
+        self._waiting[me] = waiter
         entry.line.join(waiter)
         if lender is not None:
             entry.hopeful.join(waiter)
-        self._waiting[me] = waiter
         if blocks is not None:
             self._blocked[blocks] = waiter
         if self._blocked or any(other.owner in self._waiting for other in inside):
@@ -233,8 +246,9 @@ class LockTable:
             if lender is not None:
                 inside = inside[inside.index(lender) + 1 :]
             for slot in inside:
-                if slot.owner is not None:
-                    yield Hop(owner, slot.owner, name, slot.since)
+                holder = slot.owner  # asked once: it may leave the quick way at any time
+                if holder is not None:
+                    yield Hop(owner, holder, name, slot.since)
             if self._blocked:  # else they wait for nobody that isn't named already
                 for other in entry.line:
                     if other is waiter:
@@ -324,7 +338,8 @@ class LockTable:
 
         def chore() -> list[Place]:
             entry = self._entry(slot.name)
-            for waiter in [waiter for waiter in entry.line if waiter.claim is slot]:
+            waiter = self._waiting.get(slot.owner) if slot.owner is not None else None
+            if waiter is not None and waiter.claim is slot:
                 self._unlist(entry, waiter)
             return self._leave(slot.name, entry, slot)
 
@@ -388,8 +403,9 @@ class LockTable:
         """
         slot = self.slots.get(name)
         if slot is not None and slot.owner is me:
+            by_hand = not of_block and not slot.count_off_by_hand()
             self.free(slot, me)
-            if slot.owner is None and not of_block:
+            if slot.owner is None and by_hand:
                 slot.depth = _BY_HAND
             return
         if self._mutex._is_owned():  # a collection has ended a generator's block here, of all places
@@ -405,7 +421,7 @@ class LockTable:
             done = slot is not None and self._exit(slot, me)
             if done and slot is not None and _is_empty(slot):
                 woken += self._leave(name, entry, slot)
-                slot.depth = 0 if of_block else _BY_HAND
+                slot.depth = 0 if of_block or slot.count_off_by_hand() else _BY_HAND
             self._tidy(name, entry)
             holder = self._holder(name)
             if not done and of_block and name in self._inherited:
@@ -549,7 +565,8 @@ class LockTable:
             outer = outer.outer
         for held in reversed(inside if asks is not None else ()):
             # a generator within another's steps, or between them, of the same driver
-            if isinstance(held.owner, GeneratorOwner) and held.owner.driver is asks:
+            holder = held.owner
+            if isinstance(holder, GeneratorOwner) and holder.driver is asks:
                 return held
         return None
 

@@ -36,6 +36,12 @@ def _no_task(what: str) -> RuntimeError:
     return RuntimeError(f"awaiting {what} needs a running asyncio task (trio is not supported)")
 
 
+def _by_hand(slot: Optional[Slot]) -> bool:
+    if slot is not None:
+        slot.count_by_hand()
+    return slot is not None
+
+
 def _never(name: str, me: Owner) -> Optional[Slot]:
     """The quick way of a lock that doesn't lend: none, since a slot taken so is in its context for others to find."""
     return None
@@ -93,8 +99,7 @@ class Lock:
         """
         patience = _patience(self._table, self._timeout, blocking, timeout)
         me = current_owner()
-        slot = self._quick(self._name, me) or self._table.acquire(self._name, patience, me, lend=self._lend)
-        return slot is not None
+        return _by_hand(self._quick(self._name, me) or self._table.acquire(self._name, patience, me, lend=self._lend))
 
     async def acquire_async(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take the lock; the task waits for it where need be, the loop goes on (L3, L4).
@@ -105,7 +110,7 @@ class Lock:
         me = current_task_of(running_loop())
         if me is None:
             raise _no_task(f"lock {self._name!r}")
-        return bool(
+        return _by_hand(
             self._quick(self._name, me) or await self._table.acquire_async(self._name, patience, me, lend=self._lend)
         )
 
@@ -199,12 +204,14 @@ class LockGroup:
     def acquire(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take all, or none: see `Lock.acquire`."""
         patience = _patience(self._table, self._timeout, blocking, timeout)
-        return self._table.acquire_all(self._names, patience, current_owner(), lend=self._lend)[1] is None
+        slots, missed = self._table.acquire_all(self._names, patience, current_owner(), lend=self._lend)
+        return all(map(_by_hand, slots)) and missed is None
 
     async def acquire_async(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take all, or none: see `Lock.acquire_async`."""
         patience = _patience(self._table, self._timeout, blocking, timeout)
-        return (await self._table.acquire_all_async(self._names, patience, self._task(), lend=self._lend))[1] is None
+        slots, missed = await self._table.acquire_all_async(self._names, patience, self._task(), lend=self._lend)
+        return all(map(_by_hand, slots)) and missed is None
 
     def release(self) -> None:
         """End one entry of the caller's to each.
