@@ -159,10 +159,13 @@ class Workers:
                         self._parked.popleft().release()
                 with self._mutex:
                     threads = [*self._threads, *self._ending]
-                others = [thread for thread in threads if thread is not me and thread.is_alive()]
+                others = [thread for thread in threads if thread is not me and (thread.is_alive() or not thread.ident)]
                 if not others:
                     return
-                others[0].join()
+                if others[0].ident:
+                    others[0].join()
+                else:
+                    time.sleep(0.0001)  # it is just being started
         finally:
             self._stopping = False
 
@@ -305,7 +308,14 @@ def _drain_with_threads() -> None:
         for what in _members():
             what.abandon("interrupted")
         return
-    _drain(lambda started: _drain_all(started) and not _wait_for_threads(started))
+    main = threading.main_thread()
+    # Some threads end when the main thread has; it has, but for what we do here. To them it is over already.
+    main.is_alive = lambda: False  # type: ignore[method-assign]
+    main.join = lambda timeout=None: None  # type: ignore[method-assign]
+    try:
+        _drain(lambda started: _drain_all(started) and not _wait_for_threads(started))
+    finally:
+        del main.is_alive, main.join
 
 
 def _drain_the_rest() -> None:
@@ -356,11 +366,15 @@ def _may_emit(thread: threading.Thread) -> bool:
         return False
     if thread in getattr(sys.modules.get("concurrent.futures.process"), "_threads_wakeups", ()):
         return False
-    jobs = executors._threads_queues.get(thread)
-    if jobs is None:
-        return True
     frame = all_frames().get(thread.ident or 0)
-    return not jobs.empty() or (frame is not None and frame.f_code is not executors._worker.__code__)
+    jobs = executors._threads_queues.get(thread)
+    if jobs is not None:
+        return not jobs.empty() or (frame is not None and frame.f_code is not executors._worker.__code__)
+    while frame is not None:
+        if frame.f_code is threading.Thread.join.__code__ and frame.f_locals.get("self") is threading.main_thread():
+            return False  # it sleeps until the main thread ends
+        frame = frame.f_back
+    return True
 
 
 def _die_of_interrupt() -> None:

@@ -364,13 +364,24 @@ class _Away:
                 return self.report(None, error)
             if not inspect.isawaitable(coroutine):
                 return self.report(coroutine, None)
-        self.task = self.loop.create_task(_drive(coroutine))
+        self.task = self.loop.create_task(self._drive(coroutine))
         self.task.add_done_callback(self._ended)
+
+    async def _drive(self, awaitable: Any) -> tuple[Any, Optional[BaseException]]:
+        try:
+            return await awaitable, None
+        except CancelledError:
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
+                self.report(None, error)
+                raise  # Ctrl-C: the program's own loop is to end; a loop of ours goes on
+            return None, error
 
     def _ended(self, task: Task[Any]) -> None:
         if task.cancelled():
             self.report(None, CancelledError("the handler's task was cancelled"))
-        else:
+        elif task.exception() is None:
             self.report(*task.result())
 
     def report(self, result: Any, error: Optional[BaseException]) -> None:
@@ -388,16 +399,6 @@ class _Away:
         if self._reported.acquire(False):
             self.delivery._bus.away.discard(self)
             self.then()
-
-
-async def _drive(awaitable: Any) -> tuple[Any, Optional[BaseException]]:
-    """Result and error; as a task's own, a KeyboardInterrupt would end the loop that runs it."""
-    try:
-        return await awaitable, None
-    except CancelledError:
-        raise
-    except BaseException as error:
-        return None, error
 
 
 class Bus:
