@@ -13,7 +13,7 @@ from agentdiff import Coordinator
 from agentdiff.default import default_coordinator, reset_default
 
 TIME_LIMIT = 60.0
-REAL_STDERR = os.fdopen(os.dup(2), "w")  # pytest redirects the other one, and a dump must be seen
+REAL_STDERR = os.dup(2)  # pytest redirects the other one, and a dump must be seen
 
 
 def pytest_configure(config: Any) -> None:

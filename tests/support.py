@@ -121,11 +121,12 @@ def yielding_at_opcodes(chance: float = 0.05, seed: int = 0) -> Iterator[None]:
             time.sleep(0)
         return trace
 
+    before = threading._trace_hook  # type: ignore[attr-defined]  # coverage's, say
     threading.settrace(trace)
     try:
         yield
     finally:
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(before)
 
 
 def run_script(source: str, *args: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
