@@ -64,6 +64,7 @@ class Workers:
         self._ending: list[threading.Thread] = []  # no workers any more, but not yet gone
         self._numbers = count(1)
         self._stopping = False
+        self.short_of_threads = False  # no thread could be started when one was wanted
 
     @property
     def threads(self) -> int:
@@ -92,8 +93,9 @@ class Workers:
             self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter is shutting down: whoever drains runs the jobs (E6)
+        except RuntimeError:  # the interpreter is shutting down: whoever drains, or waits, runs the jobs (E6)
             self._threads.discard(thread)
+            self.short_of_threads = True
 
     def _work(self) -> None:
         bell = threading.Lock()

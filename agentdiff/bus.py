@@ -38,7 +38,7 @@ Emit = Callable[..., "Delivery"]
 
 _ROUTES_KEPT = 4096
 _TURNS_BEFORE_OTHERS = 64
-_CLOSED_LOOP_CHECK = 0.2
+_HELP_EVERY = 0.02
 
 
 class Subscription:
@@ -886,6 +886,9 @@ class Bus:
             add(bell)
             try:
                 left = None if deadline is None else deadline - self.clock.monotonic()
+                if self.workers.short_of_threads:  # at the exit of the process: nobody else may be there to do it
+                    self.workers.run_jobs()
+                    left = _HELP_EVERY if left is None else min(left, _HELP_EVERY)
                 if done() or (left is not None and left <= 0):
                     return
                 bell.sleep(self.clock, left)

@@ -322,6 +322,27 @@ def test_E7_stop_waits_for_a_worker_that_was_just_ending(monkeypatch):
     assert not ours()
 
 
+def test_E7_stop_waits_for_a_worker_that_is_just_starting(workers, monkeypatch):
+    """It is in the books, but its thread isn't alive yet: somebody else is in the middle of starting it."""
+    starting, go = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def slowly(thread):
+        if thread.name.startswith("w-"):
+            starting.set()
+            go.wait(10)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", slowly)
+    threads = start_all(lambda: workers.submit(lambda: None))
+    assert starting.wait(10)
+    threads += start_all(workers.stop)
+    threads[1].join(0.05)
+    go.set()
+    join_all(threads)
+    assert not ours()
+
+
 def test_E7_stop_stands_workers_that_leave_meanwhile(workers, monkeypatch):
     """The set of threads changes while `stop` looks at it."""
     barrier = threading.Barrier(4)
