@@ -878,8 +878,8 @@ class Bus:
         drop: Callable[[Bell], None],
         done: Callable[[], bool],
         timeout: Optional[float],
-    ) -> None:
-        """Block this thread until `done()`, or for `timeout` seconds; `add` and `drop` say whom to ring."""
+    ) -> bool:
+        """Block this thread until `done()`, or for `timeout` seconds; tell which. `add` and `drop` say whom to ring."""
         deadline = None if timeout is None else self.clock.monotonic() + timeout
         while not done():
             bell = ThreadBell()
@@ -889,11 +889,14 @@ class Bus:
                 if self.workers.short_of_threads:  # at the exit of the process: nobody else may be there to do it
                     self.workers.run_jobs()
                     left = _HELP_EVERY if left is None else min(left, _HELP_EVERY)
-                if done() or (left is not None and left <= 0):
-                    return
+                if done():
+                    return True
+                if deadline is not None and deadline <= self.clock.monotonic():
+                    return False
                 bell.sleep(self.clock, left)
             finally:
                 drop(bell)
+        return True
 
     def refuse_in_handler(self, what: str) -> None:
         """A handler can't wait for all handlers (E16)."""
@@ -911,8 +914,8 @@ class Bus:
     def join(self, timeout: Optional[float] = None) -> None:
         """Wait until all is delivered, cascades too (E7)."""
         self.refuse_in_handler("join()")
-        self.sleep(self._add_joiner, self._drop_joiner, lambda: not self.pending, timeout)
-        if timeout is not None and self.pending:
+        if not self.sleep(self._add_joiner, self._drop_joiner, lambda: not self.pending, timeout):
+            assert timeout is not None
             raise self._join_timeout(timeout)
 
     async def join_async(self, timeout: Optional[float] = None) -> None:
@@ -942,8 +945,7 @@ class Bus:
         if not self.workers.threads:
             self.workers.run_jobs()
         self._watch_loops()
-        self.sleep(self._add_joiner, self._drop_joiner, lambda: not self.pending, timeout)
-        return not self.pending
+        return self.sleep(self._add_joiner, self._drop_joiner, lambda: not self.pending, timeout)
 
     def abandon(self, why: str) -> None:
         """Say what will not be delivered."""

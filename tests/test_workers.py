@@ -168,8 +168,9 @@ def test_E8_a_worker_that_has_something_to_watch_stays(workers, monkeypatch):
     assert not answers
 
 
-def test_E6_a_job_submitted_right_before_a_worker_parks_is_done(workers):
+def test_E6_a_job_submitted_right_before_a_worker_parks_is_done(workers, monkeypatch):
     """The worker has found no job and hasn't parked yet; whoever submits finds nobody parked and no thread to start."""
+    monkeypatch.setattr(_workers, "PARK_FOR", 60)  # or the end of its idle time would help out
     workers.limit = 1
     workers._parked = parked = At()
     done = threading.Event()
@@ -178,8 +179,9 @@ def test_E6_a_job_submitted_right_before_a_worker_parks_is_done(workers):
     assert done.wait(10)
 
 
-def test_E6_a_job_submitted_right_after_a_worker_parked_is_done(workers):
+def test_E6_a_job_submitted_right_after_a_worker_parked_is_done(workers, monkeypatch):
     """The worker is parked, so it is rung for, but sees the job by itself: it takes the ring, and parks again."""
+    monkeypatch.setattr(_workers, "PARK_FOR", 60)  # or the end of its idle time would help out
     workers.limit = 1
     workers._parked = parked = At()
     done = threading.Event()
