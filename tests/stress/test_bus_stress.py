@@ -130,8 +130,7 @@ def test_E7_every_wait_ends(harass):
 
         done = []
         targets = [wait, join, lambda: asyncio.run(wait_async())]
-        for target in targets:  # one after the other: `join` waits for whatever others emit, too
-            join_all(start_all(lambda target=target: done.append(target())))
+        join_all(start_all(*[lambda target=target: done.append(target()) for target in targets]))
         assert len(done) == 3
 
 
