@@ -453,6 +453,7 @@ def interrupted(source, *args, after=1):
         hangs.start()
         try:
             lines = [process.stdout.readline() for _ in range(after)]
+            time.sleep(0.1)  # until the main thread is where it stays: in a finalizer, Python would lose the interrupt
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()
         finally:
