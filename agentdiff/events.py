@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextvars import ContextVar
-from typing import Any, Optional, Protocol
+from typing import Any, Optional
 
 import attrs
 
@@ -39,15 +39,8 @@ class Run:
     id: str
 
 
-class Cause(Protocol):
-    """Why something is emitted now: a handler at work, an agent's call, a `run` block. Each bus reads only its own."""
-
-    bus: Any
-    outer: Optional[Cause]
-
-
 CAUSE: ContextVar[Any] = ContextVar("agentdiff_cause", default=None)
-"""The innermost cause in this context."""
+"""The innermost cause in this context, of whichever bus: each reads only its own."""
 
 
 def check_name(name: object) -> str:
