@@ -1,10 +1,10 @@
 """Keep programs made of several agents out of concurrency trouble: named locks, and events that chain agents."""
 
-from ._table import Slot
+from ._places import Slot
 from .bus import Delivery, Subscription
 from .coordinator import Coordinator, Counts, Snapshot
-from .deadlock import HolderInfo, LockInfo, WaiterInfo
-from .default import configure, coordinate, default_coordinator, emit, lock, when
+from .deadlock import HolderInfo, LimitInfo, LockInfo, WaiterInfo
+from .default import configure, coordinate, default_coordinator, emit, limit, lock, when
 from .errors import (
     ClosedError,
     CoordinationError,
@@ -27,6 +27,7 @@ __all__ = [
     "Delivery",
     "Event",
     "HolderInfo",
+    "LimitInfo",
     "Lock",
     "LockGroup",
     "LockInfo",
@@ -42,6 +43,7 @@ __all__ = [
     "coordinate",
     "default_coordinator",
     "emit",
+    "limit",
     "lock",
     "when",
 ]

@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any, Callable, Optional, Union
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Callable, Optional
 
 from ._clock import Clock
 from ._owner import HOLDS, GeneratorOwner, Owner, agent_of, has_ended, in_words, loop_of, running_loop
-from ._waitqueue import Bell, TaskBell, ThreadBell, Waiter, WaitQueue
+from ._places import BY_HAND, Book, Entry, How, LockEntry, Place, Slot, live, released_inside, the_only_one
+from ._quick import make_ways
+from ._waitqueue import TaskBell, ThreadBell, Waiter
 from .deadlock import (
     HolderInfo,
     Hop,
+    LimitInfo,
     LockInfo,
     WaiterInfo,
     age,
@@ -37,73 +41,21 @@ from .deadlock import (
     where,
 )
 from .errors import CoordinationTimeoutError, DeadlockError, NotHeldError
+from .limits import Limit, LimitEntry, all_limits
 
 logger = logging.getLogger("agentdiff")
 
 LOOP_BLOCKED_AFTER = 0.1
 """A blocking wait on the thread of a running loop is worth a warning after so many seconds (L12)."""
 
+PAUSE = 1.0
+"""For how long a name is held back by an API that wants a pause and doesn't say how long, in seconds (R4)."""
 
-_BY_HAND = -1
-"""The depth of a slot whose last block was ended by `release()`, before its end."""
-
-
-class Slot:
-    """One held place under a lock: what `with coord.lock(name) as slot` yields.
-
-    Attributes:
-        name: the lock's name.
-        agent: the agent that took it through `@coordinate(..., lock_name=...)`, else None.
-    """
-
-    # `owner` is who holds it, None once it has ended; `since` is monotonic; `outer` is the slot entered
-    # before in the same context; `depth` counts entries of its owner. Written by the table alone. There is
-    # no __init__: this object is made for every entry, and a call would cost as much as all the rest.
-    # `by_hand` counts the entries that `acquire()` made, and is there only if it made any.
-    __slots__ = ("__weakref__", "agent", "by_hand", "depth", "name", "outer", "owner", "since")
-
-    name: str
-    agent: Optional[str]
-    by_hand: int
-    owner: Optional[Owner]
-    since: float
-    outer: Optional[Slot]
-    depth: int
-
-    def count_by_hand(self) -> None:
-        """`acquire()` has made an entry, and `release()` is to end it."""
-        self.by_hand = getattr(self, "by_hand", 0) + 1
-
-    def count_off_by_hand(self) -> bool:
-        """`release()` ends an entry; False if it is a block's."""
-        left = getattr(self, "by_hand", 0)
-        if left:
-            self.by_hand = left - 1
-        return bool(left)
-
-    def __repr__(self) -> str:
-        return f"<Slot {self.name!r} {in_words(self.owner) if self.owner is not None else 'released'}>"
-
-
-Place = Waiter[Slot]
-Ring = tuple[Hop, ...]
-
-
-class _Entry:
-    """What the table knows of a name beyond its holder; it exists only while there is something to know."""
-
-    __slots__ = ("chain", "evicted", "hopeful", "line", "root")
-
-    def __init__(self) -> None:
-        self.line: WaitQueue[Slot] = WaitQueue()
-        self.hopeful: WaitQueue[Slot] = WaitQueue()  # those in line who may borrow
-        self.chain: list[Slot] = []  # borrowers inside, each borrowing from the one before, the first from the root
-        self.root: Optional[Slot] = None  # from whom the first of the chain borrows
-        self.evicted: set[Slot] = set()  # took the name while it was only lent; each comes to settle
+_A_MOMENT = 1e-9  # what adding and subtracting times may lose
 
 
 class LockTable:
-    """All locks of one coordinator, for threads and tasks of any loop together (L1, L2, L3).
+    """All locks and limits of one coordinator, for threads and tasks of any loop together (L1, L2, L3).
 
     Args:
         clock: the time.
@@ -117,281 +69,292 @@ class LockTable:
         clock: Clock,
         timeout: Optional[float] = None,
         slow_after: Optional[float] = 30.0,
-        storage: type[dict] = dict,  # type: ignore[type-arg]
+        storage: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.timeout = timeout
         self.slow_after = slow_after
-        self.slots: dict[str, Slot] = storage()
-        self.entries: dict[str, _Entry] = storage()
-        self.quick = _quick_way(self.slots, self.entries, clock.monotonic, self._settle)
+        self.book = book = Book(clock.monotonic, storage)
+        self.slots = book.slots
+        self.entries = book.entries
+        self.ways = make_ways(self)
         self._clock = clock
         self._now = clock.monotonic
-        self._waiting: dict[Owner, Place] = {}
-        self._blocked: dict[AbstractEventLoop, Place] = {}  # loops whose thread sleeps in a blocking acquire
         self._inherited: list[str] = []  # after a fork: blocks that are open here, of holds that the parent has
         self.forget()
 
     def forget(self, forked: bool = False) -> None:
-        """Nobody holds or waits any more; after a fork, the parent's threads are not here (L13)."""
+        """Nobody holds or waits any more; after a fork, the parent's threads are not here (L13). Limits stay."""
         self._mutex: Any = threading.RLock()  # re-entrant only in that it knows who is inside
-        self._chores: deque[Callable[[], list[Place]]] = deque()
+        self._chores: deque[Callable[[], Any]] = deque()
+        limited = list(all_limits(self.entries.values()))
         if forked:
-            held = [slot for slot in self.slots.values() if slot is not None]
-            held += [slot for entry in self.entries.values() for slot in entry.chain]
+            held = [slot for slot in self.slots.values() if slot.owner is not None]
+            held += [slot for name, entry in self.entries.items() for slot, lent in entry.loans() if slot not in held]
             self._inherited = [slot.name for slot in held for _ in range(slot.depth)]
             for slot in held:
                 slot.owner = None
-        self.slots.clear()
-        self.entries.clear()
-        self._waiting.clear()
-        self._blocked.clear()
+        self.book.clear()
+        for entry in limited:
+            entry.forget()
 
     # -- taking: the decision ---------------------------------------------------------------------------
 
-    def _settle(self, slot: Slot) -> None:
+    def settle(self, slot: Slot) -> None:
         """The name was taken the quick way, but somebody waits for it or has it on loan: undo, and let them pass."""
         with self._mutex:
-            entry = self._entry(slot.name)
-            if entry.chain:
-                self._mend(slot.name, entry)
-            entry.evicted.discard(slot)
-            woken = self._leave(slot.name, entry, slot)
-        self._act(woken)
+            self._entry(slot.name).settle(slot)
+        self._act()
 
-    def _decide(
-        self,
-        name: str,
-        me: Owner,
-        bell: Optional[Bell],
-        timeout: Optional[float],
-        agent: Optional[str],
-        lend: bool,
-        blocks: Optional[AbstractEventLoop] = None,
-    ) -> Union[Slot, Place, None]:
-        """Decide under the mutex: the slot, or a waiter that stands in line, or None where nobody wants to wait.
+    def _entry(self, name: str) -> Entry:
+        entry = self.entries.get(name)
+        if entry is None:
+            entry = self.entries[name] = LockEntry(name, self.book)
+        return entry
+
+    def _decide(self, waiter: Place, lend: bool, whole: bool = True) -> Optional[Slot]:
+        """Decide under the mutex: the slot, or None: the waiter stands in line, if it has a bell.
+
+        `whole` says that the block is entered at once; it is not, if more locks are to be taken for it first.
 
         Raises:
             DeadlockError: the wait could never end (L5).
+            ValueError: the limit can never give so many tokens (R5).
         """
-        outer = HOLDS.get()
-        slot = Slot()
-        slot.name = name
-        slot.owner = me
-        slot.depth = 1
-        slot.outer = outer if outer is None else live(outer)
-        slot.agent = agent
+        ring: tuple[Hop, ...] = ()
+        claim = waiter.claim
+        name = claim.name
         try:
             with self._mutex:
-                slot.since = self._now()
-                entry = self._entry(name)
-                woken = self._serve(name, entry)
-                got, ring = self._place(name, entry, slot, bell, timeout, blocks)
-                self._tidy(name, entry)
-            self._act(woken)
+                waiter.since = claim.since = self._now()
+                entry = self.entries.get(name)
+                if entry is None:
+                    entry = self.entries[name] = LockEntry(name, self.book)
+                elif entry.is_due():
+                    entry.serve()
+                slot = entry.place(waiter)
+                if slot is not None or waiter.bell is None:
+                    if whole and waiter.request is not None:
+                        waiter.request.enter(waiter.since)
+                    entry.tidy()
+                else:
+                    blocked = self.book.blocked
+                    ring = find_ring(waiter.owner, self._ways) if blocked else self._ring_of(waiter, entry)
+                    if ring:
+                        entry.forsake(waiter)
+            if self.book.woken or self._chores:
+                self._act()
             if ring:
                 raise self._deadlock(name, ring)
-            if got is slot and lend:
+            if slot is claim and lend:
                 HOLDS.set(slot)
         except BaseException:
-            self._give_up(slot)
+            self._give_up(waiter)
             raise
-        return got
+        return slot
 
-    def _place(
-        self,
-        name: str,
-        entry: _Entry,
-        slot: Slot,
-        bell: Optional[Bell],
-        timeout: Optional[float],
-        blocks: Optional[AbstractEventLoop],
-    ) -> tuple[Union[Slot, Place, None], Ring]:
-        me = slot.owner
-        assert me is not None
-        mine = self._mine(name, entry, me)
-        if mine is not None:
-            self._reenter(mine, me)
-            return mine, ()
-        if not entry.chain and name not in self.slots and self.slots.setdefault(name, slot) is slot:
-            return slot, ()
-        inside = self._inside(name, entry)
-        lender = self._lender(inside, slot)
-        if lender is not None and lender is inside[-1]:
-            self._lend(entry, inside, slot)
-            return slot, ()
-        if bell is None:
-            return None, ()
-        waiter = Waiter(me, slot, slot.since, timeout, bell, blocks)
-        self._waiting[me] = waiter
-        entry.line.join(waiter)
-        if lender is not None:
-            entry.hopeful.join(waiter)
-        if blocks is not None:
-            self._blocked[blocks] = waiter
-        if self._blocked or any(other.owner in self._waiting for other in inside):
-            ring = find_ring(me, self._hops)
-            if ring:
-                self._unlist(entry, waiter)
-                return None, ring
-        return waiter, ()  # if all who are inside can go on, there is no ring
+    def _ring_of(self, waiter: Place, entry: Entry) -> tuple[Hop, ...]:
+        """The ring that this wait would close."""
+        waiting = self.book.waiting
+        for slot in entry.inside():
+            if slot.owner in waiting:
+                return find_ring(waiter.owner, self._ways)
+        return ()  # all who are inside can go on
 
-    def _hops(self, owner: Owner) -> Iterator[Hop]:
-        """Before whom `owner` can't go on (L5)."""
-        waiter = self._waiting.get(owner)
-        if waiter is not None:
-            name = waiter.claim.name
-            entry = self._entry(name)
-            inside = self._inside(name, entry)
-            lender = self._lender(inside, waiter.claim)
-            if lender is not None:
-                inside = inside[inside.index(lender) + 1 :]
-            for slot in inside:
+    def _ways(self, owner: Owner) -> Optional[list[list[Hop]]]:
+        """What `owner` waits for: it can go on when all of one of these lists can; None: it waits for nobody (L5)."""
+        book = self.book
+        loop = loop_of(owner)
+        blocker = book.blocked.get(loop) if loop is not None else None
+        loop_hops = [Hop(owner, blocker.owner, None, None)] if blocker and blocker.owner is not owner else []
+        waiter = book.waiting.get(owner)
+        if waiter is None:
+            return [loop_hops] if loop_hops else None
+        name = waiter.claim.name
+        entry = self._entry(name)
+        ways = []
+        for way in entry.ways(waiter):
+            hops = loop_hops.copy()
+            for slot in way:
                 holder = slot.owner  # asked once: it may leave the quick way at any time
                 if holder is not None:
-                    yield Hop(owner, holder, name, slot.since)
-            if self._blocked:  # else they wait for nobody that isn't named already
+                    hops.append(Hop(owner, holder, name, slot.since))
+            if book.blocked and isinstance(entry, LockEntry):  # else they wait for nobody that isn't named already
                 for other in entry.line:
                     if other is waiter:
                         break
-                    yield Hop(owner, other.owner, name, None)
-        loop = loop_of(owner)
-        blocker = self._blocked.get(loop) if loop is not None else None
-        if blocker is not None and blocker.owner is not owner:
-            yield Hop(owner, blocker.owner, None, None)
+                    hops.append(Hop(owner, other.owner, name, None))
+            ways.append(hops)
+        return ways
 
     # -- taking: the drivers ----------------------------------------------------------------------------
 
+    def _ask(
+        self, name: str, me: Owner, timeout: Optional[float], bell: Any, agent: Optional[str], tokens: float
+    ) -> Place:
+        claim = Slot()
+        claim.limiter = self
+        claim.name = name
+        claim.owner = me
+        claim.depth = 1
+        outer = HOLDS.get()
+        claim.outer = outer if outer is None else live(outer)
+        claim.agent = agent
+        waiter: Place = Waiter()
+        waiter.owner = me
+        waiter.claim = claim
+        waiter.timeout = timeout
+        waiter.bell = bell
+        waiter.blocks = waiter.request = None
+        waiter.tokens = tokens
+        waiter.served = waiter.warned = False
+        return waiter
+
     def acquire(
-        self, name: str, timeout: Optional[float], me: Owner, agent: Optional[str] = None, lend: bool = True
+        self,
+        name: str,
+        timeout: Optional[float],
+        me: Owner,
+        agent: Optional[str] = None,
+        lend: bool = True,
+        tokens: float = 0,
+        whole: bool = True,
     ) -> Optional[Slot]:
         """Take the name, waiting on this thread where need be; None if the time ran out (L3, L4, L7)."""
-        bell = ThreadBell()
-        blocks = running_loop()
-        got = self._decide(name, me, bell if timeout != 0 else None, timeout, agent, lend, blocks)
-        if got is None or isinstance(got, Slot):
-            return got
+        bell = ThreadBell() if timeout != 0 else None
+        waiter = self._ask(name, me, timeout, bell, agent, tokens)
+        waiter.blocks = running_loop()
+        slot = self._decide(waiter, lend, whole)
+        if slot is not None or bell is None:
+            return slot
         try:
-            spell = self._first_spell(timeout, blocks is not None)
-            bell.sleep(self._clock, spell)
-            if not got.served and spell != timeout:
-                bell.sleep(self._clock, self._second_spell(got, timeout))
-            return self._wake_up(got, lend)
+            bell.sleep(self._clock, self._first_spell(waiter))
+            while not waiter.served and self._look_again(waiter):
+                bell.sleep(self._clock, self._spell(waiter))
+            return self._wake_up(waiter, lend, whole)
         except BaseException:
-            self._give_up(got.claim)
+            self._give_up(waiter)
             raise
 
     async def acquire_async(
-        self, name: str, timeout: Optional[float], me: Owner, agent: Optional[str] = None, lend: bool = True
+        self,
+        name: str,
+        timeout: Optional[float],
+        me: Owner,
+        agent: Optional[str] = None,
+        lend: bool = True,
+        tokens: float = 0,
+        whole: bool = True,
     ) -> Optional[Slot]:
         """Take the name, waiting on this loop where need be; None if the time ran out (L3, L4, L7)."""
-        bell = TaskBell()
-        got = self._decide(name, me, bell if timeout != 0 else None, timeout, agent, lend)
-        if got is None or isinstance(got, Slot):
-            return got
+        bell = TaskBell() if timeout != 0 else None
+        waiter = self._ask(name, me, timeout, bell, agent, tokens)
+        slot = self._decide(waiter, lend, whole)
+        if slot is not None or bell is None:
+            return slot
         try:
-            spell = self._first_spell(timeout, False)
-            await bell.sleep(self._clock, spell)
-            if not got.served and spell != timeout:
-                await bell.sleep(self._clock, self._second_spell(got, timeout))
-            return self._wake_up(got, lend)
+            await bell.sleep(self._clock, self._first_spell(waiter))
+            while not waiter.served and self._look_again(waiter):
+                await bell.sleep(self._clock, self._spell(waiter))
+            return self._wake_up(waiter, lend, whole)
         except BaseException:
-            self._give_up(got.claim)
+            self._give_up(waiter)
             raise
 
-    def _first_spell(self, timeout: Optional[float], blocks_loop: bool) -> Optional[float]:
-        """How long to sleep until the wait is worth a warning, or over (L12)."""
-        slow_after = LOOP_BLOCKED_AFTER if blocks_loop else self.slow_after
-        if slow_after is None or (timeout is not None and timeout <= slow_after):
-            return timeout
-        return slow_after
+    def patience(self, timeout: Any) -> Optional[float]:
+        """How long to wait, if a handle or an agent was told so; `...`: nothing, so the coordinator says it."""
+        return self.timeout if timeout is ... else timeout
 
-    def _second_spell(self, waiter: Place, timeout: Optional[float]) -> Optional[float]:
-        """Warn; how long to sleep then."""
-        self._warn(waiter)
-        return None if timeout is None else max(waiter.since + timeout - self._now(), 0.0)
+    def enter(self, name: str, me: Owner, how: How) -> Slot:
+        """Take the name for a block, waiting on this thread where need be.
 
-    def _wake_up(self, waiter: Place, lend: bool) -> Optional[Slot]:
-        """The sleep is over: what did it bring?"""
+        Raises:
+            CoordinationTimeoutError: the time ran out (L4).
+        """
+        timeout = self.patience(how.timeout)
+        slot = self.acquire(name, timeout, me, how.agent, how.lend, how.tokens)
+        if slot is None:
+            raise self.timeout_error(name, timeout or 0, me)
+        return slot
+
+    async def enter_async(self, name: str, me: Owner, how: How) -> Slot:
+        """Take the name for a block, waiting on this loop where need be."""
+        timeout = self.patience(how.timeout)
+        slot = await self.acquire_async(name, timeout, me, how.agent, how.lend, how.tokens)
+        if slot is None:
+            raise self.timeout_error(name, timeout or 0, me)
+        return slot
+
+    def _slow_after(self, waiter: Place) -> Optional[float]:
+        """After how long the wait is worth a warning; None if it never is, or has been told of (L12)."""
+        if waiter.warned:
+            return None
+        return self.slow_after if waiter.blocks is None else LOOP_BLOCKED_AFTER
+
+    def _first_spell(self, waiter: Place) -> Optional[float]:
+        if waiter.request is not None:
+            return self._spell(waiter)
+        timeout = waiter.timeout
+        slow = self.slow_after if waiter.blocks is None else LOOP_BLOCKED_AFTER
+        return slow if timeout is None or (slow is not None and slow < timeout) else timeout
+
+    def _spell(self, waiter: Place) -> Optional[float]:
+        """How long to sleep until the wait is over, or worth a warning (L12), or a limit may let it in (R2)."""
+        request = waiter.request
+        ends = [waiter.since + spell for spell in (waiter.timeout, self._slow_after(waiter)) if spell is not None]
+        if request is not None and request.due is not None:
+            ends.append(request.due)
+        return max(min(ends) - self._now(), 0.0) if ends else None
+
+    def _look_again(self, waiter: Place) -> bool:
+        """The sleep is over, and the turn has not come: False if the time is up."""
+        waited = self._now() - waiter.since + _A_MOMENT
+        if waiter.timeout is not None and waited >= waiter.timeout:
+            return False
+        slow = self._slow_after(waiter)
+        if slow is not None and waited >= slow:
+            waiter.warned = True
+            self._warn(waiter)
+        if waiter.request is not None:
+            with self._mutex:
+                self._entry(waiter.claim.name).serve()
+            self._act()
+            if waiter.request.error is not None:
+                raise waiter.request.error
+        return True
+
+    def _wake_up(self, waiter: Place, lend: bool, whole: bool = True) -> Optional[Slot]:
+        """The wait is over: what did it bring?"""
         if not waiter.served and self._leave_line(waiter):
             return None
-        if lend:
-            HOLDS.set(waiter.claim)
-        return waiter.claim
+        slot = waiter.claim
+        request = waiter.request
+        if request is not None:
+            slot = request.slot or slot
+            if whole:
+                self._enter([request])
+        if lend and slot is waiter.claim:
+            HOLDS.set(slot)
+        return slot
 
     def _leave_line(self, waiter: Place) -> bool:
         """Stop waiting; False if the turn came first."""
         with self._mutex:
             left = not waiter.served
             if left:
-                name = waiter.claim.name
-                entry = self._entry(name)
-                self._unlist(entry, waiter)
-                self._tidy(name, entry)
-        self._act([])
+                self._entry(waiter.claim.name).forsake(waiter)
+        self._act()
         return left
 
-    def _give_up(self, slot: Slot) -> None:
+    def _give_up(self, waiter: Place) -> None:
         """Leave nothing behind (L7): neither a place in line, nor a turn that came meanwhile.
 
         It may be the garbage collector who gives up, for a task that nobody will run again: see `_do_chores`.
         """
+        self._chores.append(partial(self._forsake, waiter))
+        self._act()
 
-        def chore() -> list[Place]:
-            entry = self._entry(slot.name)
-            waiter = self._waiting.get(slot.owner) if slot.owner is not None else None
-            if waiter is not None and waiter.claim is slot:
-                self._unlist(entry, waiter)
-            return self._leave(slot.name, entry, slot)
-
-        self._chores.append(chore)
-        self._do_chores()
-
-    def acquire_all(
-        self, names: Sequence[str], timeout: Optional[float], me: Owner, agent: Optional[str] = None, lend: bool = True
-    ) -> tuple[list[Slot], Optional[str]]:
-        """Take all names in the order given, or none (L6): the slots, or the name for which the time ran out."""
-        taken: list[Slot] = []
-        left = self._countdown(timeout)
-        try:
-            for name in names:
-                slot = self.acquire(name, left(), me, agent, lend)
-                if slot is None:
-                    break
-                taken.append(slot)
-            else:
-                return taken, None
-        except BaseException:
-            self.free_all(taken, me)
-            raise
-        self.free_all(taken, me)
-        return [], name
-
-    async def acquire_all_async(
-        self, names: Sequence[str], timeout: Optional[float], me: Owner, agent: Optional[str] = None, lend: bool = True
-    ) -> tuple[list[Slot], Optional[str]]:
-        """The same, waiting on this loop."""
-        taken: list[Slot] = []
-        left = self._countdown(timeout)
-        try:
-            for name in names:
-                slot = await self.acquire_async(name, left(), me, agent, lend)
-                if slot is None:
-                    break
-                taken.append(slot)
-            else:
-                return taken, None
-        except BaseException:
-            self.free_all(taken, me)
-            raise
-        self.free_all(taken, me)
-        return [], name
-
-    def _countdown(self, timeout: Optional[float]) -> Callable[[], Optional[float]]:
-        """What is left of a timeout that covers several waits; 0 stays 'try once'."""
-        if not timeout:
-            return lambda: timeout
-        deadline = self._now() + timeout
-        return lambda: max(deadline - self._now(), 0.0)
+    def _forsake(self, waiter: Place) -> None:
+        self._entry(waiter.claim.name).forsake(waiter)
 
     # -- releasing --------------------------------------------------------------------------------------
 
@@ -405,29 +368,28 @@ class LockTable:
         if slot is not None and slot.owner is me:
             by_hand = not of_block and not slot.count_off_by_hand()
             self.free(slot, me)
-            if slot.owner is None and by_hand:
-                slot.depth = _BY_HAND
+            if by_hand and slot.owner is None:
+                slot.depth = BY_HAND
             return
         if self._mutex._is_owned():  # a collection has ended a generator's block here, of all places
             self._chores.append(lambda: self._release_later(name, me))
             return
         with self._mutex:
             entry = self._entry(name)
-            woken = self._serve(name, entry)
-            slot = self._mine(name, entry, me)
-            if slot is None and of_block and not _released_inside(name):
-                slot = self._the_only_one(name, entry)
+            entry.serve()
+            slot = entry.mine(me)
+            if slot is None and of_block and not released_inside(name):
+                slot = the_only_one(entry.inside())
                 me = slot.owner if slot is not None and slot.owner is not None else me
-            done = slot is not None and self._exit(slot, me)
-            if done and slot is not None and _is_empty(slot):
-                woken += self._leave(name, entry, slot)
-                slot.depth = 0 if of_block or slot.count_off_by_hand() else _BY_HAND
-            self._tidy(name, entry)
-            holder = self._holder(name)
+            done = slot is not None and entry.exit(slot, me)
+            if done and slot is not None and not of_block and not slot.count_off_by_hand() and slot.owner is None:
+                slot.depth = BY_HAND
+            entry.tidy()
+            holder = entry.holder()
             if not done and of_block and name in self._inherited:
                 self._inherited.remove(name)
                 done = True
-        self._act(woken)
+        self._act()
         if not done:
             words = _who(holder) if holder is not None else None
             raise NotHeldError(
@@ -438,12 +400,11 @@ class LockTable:
                 holder=words,
             )
 
-    def _release_later(self, name: str, me: Owner) -> list[Place]:
+    def _release_later(self, name: str, me: Owner) -> None:
         entry = self._entry(name)
-        slot = self._mine(name, entry, me) or self._the_only_one(name, entry)
-        if slot is None or slot.owner is None or not self._exit(slot, slot.owner) or not _is_empty(slot):
-            return []
-        return self._leave(name, entry, slot)
+        slot = entry.mine(me) or the_only_one(entry.inside())
+        if slot is not None and slot.owner is not None:
+            entry.exit(slot, slot.owner)
 
     def free(self, slot: Slot, me: Owner) -> None:
         """End one entry of `me` to this very slot, whoever calls (L8)."""
@@ -461,13 +422,14 @@ class LockTable:
         if self._mutex._is_owned():
             self.free_collected(slot, me)
             return
-        with self._mutex:
-            entry = self._entry(name)
-            woken: list[Place] = []
-            if self._exit(slot, me) and _is_empty(slot):
-                woken = self._leave(name, entry, slot)
-            self._tidy(name, entry)
-        self._act(woken)
+        try:
+            with self._mutex:
+                entry = self._entry(name)
+                entry.exit(slot, me)
+                entry.tidy()
+        finally:
+            if self.book.woken or self._chores:
+                self._act()
 
     def free_all(self, slots: Sequence[Slot], me: Owner) -> None:
         """End one entry of `me` to each, the last taken first."""
@@ -479,235 +441,190 @@ class LockTable:
 
         Of a generator's slot: whoever drives it may still be inside, and then the last of them frees the lock.
         """
-
-        def chore() -> list[Place]:
-            if self._exit(slot, me) and _is_empty(slot):
-                return self._leave(slot.name, self._entry(slot.name), slot)
-            return []
-
-        self._chores.append(chore)
-        self._do_chores()
+        self._chores.append(lambda: self._entry(slot.name).exit(slot, me))
+        self._act()
 
     def pass_on(self, name: str) -> None:
         """The name has been left the quick way, and then somebody was seen: hand it over."""
         with self._mutex:
             entry = self._entry(name)
-            woken = self._serve(name, entry)
-            self._tidy(name, entry)
-        self._act(woken)
-
-    # -- under the mutex: who is inside, who comes next -------------------------------------------------
-
-    def _entry(self, name: str) -> _Entry:
-        entry = self.entries.get(name)
-        if entry is None:
-            entry = self.entries[name] = _Entry()
-        return entry
-
-    def _tidy(self, name: str, entry: _Entry) -> None:
-        """A name that nobody waits for and nobody borrows costs nothing (L9)."""
-        if not (entry.line or entry.chain or entry.evicted):
-            self.entries.pop(name, None)
-
-    def _inside(self, name: str, entry: _Entry) -> list[Slot]:
-        """Who is inside at this moment, the root first.
-
-        Ask once and go by the answer: the root may leave the quick way at any time, if it looked for an entry before
-        there was one. It looks again, and will wait for the mutex to hand over.
-        """
-        root = self.slots.get(name)
-        if root is None:
-            return entry.chain.copy()
-        return [root, *entry.chain] if entry.chain else [root]
-
-    def _mine(self, name: str, entry: _Entry, me: Owner) -> Optional[Slot]:
-        for slot in self._inside(name, entry):
-            owner = slot.owner
-            if owner is me:
-                return slot
-            if isinstance(owner, GeneratorOwner) and (owner.driver is me or me in owner.guests):
-                return slot
-        return None
-
-    def _the_only_one(self, name: str, entry: _Entry) -> Optional[Slot]:
-        inside = self._inside(name, entry)
-        if len(inside) > 1:
-            inside = [slot for slot in inside if slot.owner is not None and has_ended(slot.owner)]
-        return inside[0] if len(inside) == 1 else None
-
-    def _reenter(self, slot: Slot, me: Owner) -> None:
-        if slot.owner is me:
-            slot.depth += 1
-        else:
-            assert isinstance(slot.owner, GeneratorOwner)
-            slot.owner.guests[me] = slot.owner.guests.get(me, 0) + 1
-
-    def _exit(self, slot: Slot, me: Owner) -> bool:
-        """Count one entry of `me` off; False if there is none."""
-        owner = slot.owner
-        if owner is me:
-            slot.depth -= 1
-            return True
-        if isinstance(owner, GeneratorOwner) and owner.guests.get(me):
-            owner.guests[me] -= 1
-            if not owner.guests[me]:
-                del owner.guests[me]
-            return True
-        return False
-
-    def _lender(self, inside: list[Slot], slot: Slot) -> Optional[Slot]:
-        """The nearest ancestor that is inside."""
-        outer = slot.outer
-        asks = slot.owner.driver if isinstance(slot.owner, GeneratorOwner) else None
-        while outer is not None:
-            if outer.name == slot.name and outer in inside:
-                return outer
-            outer = outer.outer
-        for held in reversed(inside if asks is not None else ()):
-            # a generator within another's steps, or between them, of the same driver
-            holder = held.owner
-            if isinstance(holder, GeneratorOwner) and holder.driver is asks:
-                return held
-        return None
-
-    def _lend(self, entry: _Entry, inside: list[Slot], slot: Slot) -> None:
-        if not entry.chain:
-            entry.root = inside[0]
-        entry.chain.append(slot)
-
-    def _leave(self, name: str, entry: _Entry, slot: Slot) -> list[Place]:
-        """Take a slot out; what it had lent stays inside, on loan from its own lender or as the new root."""
-        if entry.chain:
-            self._mend(name, entry)
-        woken: list[Place] = []
-        if slot in entry.chain:
-            entry.chain.remove(slot)
-        elif self.slots.get(name) is slot:
-            heir = entry.line.first() if not entry.chain else None
-            if entry.chain:
-                self.slots[name] = entry.root = entry.chain.pop(0)
-            elif heir is not None:  # in one step, so that no newcomer finds the name free
-                self.slots[name] = heir.claim
-                self._appoint(entry, heir, woken)
-            else:
-                del self.slots[name]
-        slot.owner = None
-        if entry.line:
-            woken += self._serve(name, entry)
-        self._tidy(name, entry)
-        return woken
-
-    def _mend(self, name: str, entry: _Entry) -> None:
-        """The root left the quick way while it was lent: the first borrower is the root now.
-
-        Whoever took the name in that moment took it before it looked for an entry; it will, and settle.
-        """
-        if self.slots.get(name) is entry.root:
-            return
-        entry.root = heir = entry.chain.pop(0)
-        found = self.slots.setdefault(name, heir)
-        if found is not heir:
-            entry.evicted.add(found)
-            self.slots[name] = heir
-
-    def _serve(self, name: str, entry: _Entry) -> list[Place]:
-        """Appoint whoever's turn it is; the caller wakes them after the mutex."""
-        if entry.chain:
-            self._mend(name, entry)
-        woken: list[Place] = []
-        if entry.line and not entry.chain and name not in self.slots:
-            heir = entry.line.first()
-            if heir is not None and self.slots.setdefault(name, heir.claim) is heir.claim:
-                self._appoint(entry, heir, woken)
-        while entry.hopeful:
-            inside = self._inside(name, entry)
-            borrower = next((w for w in entry.hopeful if inside and self._lender(inside, w.claim) is inside[-1]), None)
-            if borrower is None:
-                break
-            self._lend(entry, inside, borrower.claim)
-            self._appoint(entry, borrower, woken)
-        return woken
-
-    def _appoint(self, entry: _Entry, waiter: Place, woken: list[Place]) -> None:
-        self._unlist(entry, waiter)
-        waiter.claim.since = self._now()
-        waiter.served = True
-        woken.append(waiter)
-
-    def _unlist(self, entry: _Entry, waiter: Place) -> None:
-        entry.line.pop(waiter, None)
-        if entry.hopeful:
-            entry.hopeful.leave(waiter)
-        if self._waiting.get(waiter.owner) is waiter:
-            del self._waiting[waiter.owner]
-        if waiter.blocks is not None:
-            self._blocked.pop(waiter.blocks, None)
+            entry.serve()
+            entry.tidy()
+        self._act()
 
     # -- after the mutex --------------------------------------------------------------------------------
 
-    def _act(self, woken: list[Place]) -> None:
+    def _act(self) -> None:
         """What is to be done after each stay in the mutex: wake those whose turn has come, and the chores."""
-        self._wake(woken)
-        if self._chores:
-            self._do_chores()
+        self._ring()
+        while self._chores and self._do_chores():
+            self._ring()
 
-    def _wake(self, woken: list[Place]) -> None:
-        try:
-            for waiter in woken:
-                if not waiter.bell.ring():  # its loop is closed: the turn goes on to the next
-                    with self._mutex:
-                        slot = waiter.claim
-                        woken += self._leave(slot.name, self._entry(slot.name), slot)
-        except BaseException:  # Ctrl-C in just this moment: nobody is to sleep on
-            for waiter in woken:
-                waiter.bell.ring()
-            raise
+    def _ring(self) -> None:
+        woken = self.book.woken
+        while woken:
+            try:
+                waiter = woken.popleft()
+            except IndexError:
+                return  # another thread has rung it
+            try:
+                reached = waiter.bell is None or waiter.bell.ring()
+            except BaseException:  # Ctrl-C in just this moment: nobody is to sleep on
+                woken.appendleft(waiter)
+                raise
+            if not reached:  # its loop is closed: the turn goes on to the next
+                self._chores.append(partial(self._forsake, waiter))
 
-    def _do_chores(self) -> None:
-        """Do under the mutex what has been put aside.
+    def _do_chores(self) -> bool:
+        """Do under the mutex what has been put aside; False if somebody else will.
 
         A garbage collection can come upon a thread inside the mutex; so what a collection may call puts its work
         aside, and doesn't wait for the mutex: whoever has it does the work afterwards.
         """
-        while self._chores and not self._mutex._is_owned() and self._mutex.acquire(False):
-            woken: list[Place] = []
-            try:
-                while self._chores:
-                    woken += self._chores.popleft()()
-            finally:
-                self._mutex.release()
-            self._wake(woken)
+        if self._mutex._is_owned() or not self._mutex.acquire(False):
+            return False
+        try:
+            while self._chores:
+                self._chores.popleft()()
+        finally:
+            self._mutex.release()
+        return True
+
+    # -- several at once (L6) -----------------------------------------------------------------------------
+
+    def acquire_all(
+        self,
+        names: Sequence[str],
+        timeout: Optional[float],
+        me: Owner,
+        agent: Optional[str] = None,
+        lend: bool = True,
+        tokens: float = 0,
+    ) -> tuple[Sequence[Slot], Optional[str]]:
+        """Take all names in the order given, or none: the slots, or the name for which the time ran out."""
+        if len(names) == 1:
+            slot = self.acquire(names[0], timeout, me, agent, lend, tokens)
+            return ((), names[0]) if slot is None else ((slot,), None)
+        with _Several(self, timeout, me) as several:
+            for name in names:
+                if not several.add(name, self.acquire(name, several.left(), me, agent, lend, tokens, False)):
+                    break
+        return several.slots, several.missed
+
+    async def acquire_all_async(
+        self,
+        names: Sequence[str],
+        timeout: Optional[float],
+        me: Owner,
+        agent: Optional[str] = None,
+        lend: bool = True,
+        tokens: float = 0,
+    ) -> tuple[Sequence[Slot], Optional[str]]:
+        """The same, waiting on this loop."""
+        if len(names) == 1:
+            slot = await self.acquire_async(names[0], timeout, me, agent, lend, tokens)
+            return ((), names[0]) if slot is None else ((slot,), None)
+        with _Several(self, timeout, me) as several:
+            for name in names:
+                slot = await self.acquire_async(name, several.left(), me, agent, lend, tokens, False)
+                if not several.add(name, slot):
+                    break
+        return several.slots, several.missed
+
+    # -- limits -------------------------------------------------------------------------------------------
+
+    def limit(self, name: str, limit: Limit) -> None:
+        """From now on the name allows what `limit` says, for those who wait already too (R1)."""
+        with self._mutex:
+            self._limited(name, limit).change(limit)
+        self._act()
+
+    def _limited(self, name: str, limit: Limit) -> LimitEntry:
+        entry = self._entry(name)
+        entry.serve()
+        if not isinstance(entry, LimitEntry):
+            assert isinstance(entry, LockEntry)
+            entry = self.entries[name] = LimitEntry(name, self.book, limit, entry)
+        return entry
+
+    def commit(self, slot: Slot, tokens: float) -> None:
+        """The slot's innermost entry has used so many tokens (R3)."""
+        if hasattr(slot, "charges"):
+            with self._mutex:
+                entry = self.entries.get(slot.name)
+                if isinstance(entry, LimitEntry):
+                    entry.commit(slot, tokens)
+            self._act()
+
+    def hold_back(self, name: str, seconds: Optional[float]) -> None:
+        """Nobody enters under this name for so long (R4); a name without a limit goes on as one of one at once."""
+        with self._mutex:
+            pause = PAUSE if seconds is None else seconds
+            self._limited(name, Limit(concurrency=1)).hold_back(self._now() + pause)
+        self._act()
+
+    def all_taken(self, slots: Sequence[Slot]) -> None:
+        """All locks of a block have been taken: it is entered now (R2)."""
+        self._enter([charge for slot in slots for charge in getattr(slot, "charges", ())])
+
+    def _enter(self, charges: Sequence[Any]) -> None:
+        if charges:
+            with self._mutex:
+                now = self._now()
+                for charge in charges:
+                    charge.enter(now)
+            self._act()
+
+    def limits(self) -> tuple[LimitInfo, ...]:
+        """What each limited name allows, and what is used of it, sorted by name (L11)."""
+        with self._mutex:
+            found = tuple(entry.info() for entry in all_limits(list(self.entries.values())))
+        self._act()
+        return tuple(sorted(found, key=lambda info: info.name))
 
     # -- looking ----------------------------------------------------------------------------------------
 
+    def is_free(self, name: str) -> bool:
+        """Whether somebody new would get in at once."""
+        entry = self.entries.get(name)
+        if not isinstance(entry, LimitEntry):
+            return name not in self.slots
+        with self._mutex:
+            free = entry.is_free()
+        self._act()
+        return free
+
+    def slot_of(self, name: str, me: Owner) -> Optional[Slot]:
+        """The slot by which `me` is inside."""
+        with self._mutex:
+            entry = self.entries.get(name) or LockEntry(name, self.book)
+            slot = entry.mine(me)
+        self._act()
+        return slot
+
     def holds(self, name: str, me: Owner) -> bool:
         """Whether `me` has an open entry to the name."""
-        with self._mutex:
-            slot = self._mine(name, self.entries.get(name) or _Entry(), me)
-            owner = slot.owner if slot is not None else None
-            mine = owner is me or (isinstance(owner, GeneratorOwner) and me in owner.guests)
-        self._act([])
-        return mine
-
-    def _holder(self, name: str) -> Optional[Slot]:
-        entry = self.entries.get(name)
-        return entry.chain[-1] if entry is not None and entry.chain else self.slots.get(name)
+        slot = self.slot_of(name, me)
+        owner = slot.owner if slot is not None else None
+        return owner is me or (isinstance(owner, GeneratorOwner) and me in owner.guests)
 
     def timeout_error(self, name: str, timeout: float, me: Owner) -> CoordinationTimeoutError:
         """The error of a wait that was too long: who has it, since when, how many wait (L4)."""
         with self._mutex:
-            slot = self._holder(name)
+            entry = self.entries.get(name) or LockEntry(name, self.book)
+            slot = entry.holder()
             owner = slot.owner if slot is not None else None
             held_for = self._now() - slot.since if slot is not None and owner is not None else None
-            entry = self.entries.get(name)
-            waiting = len(entry.line) if entry is not None else 0
-        self._act([])
+            waiting = len(entry.line)
+            limit = entry.info().in_words() if isinstance(entry, LimitEntry) else ""
+        self._act()
         tried = "is not free" if timeout == 0 else f"was not free within {age(timeout)}"
         if slot is None or owner is None or held_for is None:
-            holder, state = None, "it has just been released"
+            holder, state = None, limit or "it has just been released"
         else:
             holder = named(owner, slot.agent)
             state = f"held for {age(held_for)} by {holder}{describe_orphan(owner)}"
+            state += f"; {limit}" if limit else ""
         others = f"; {waiting} other{'s' if waiting != 1 else ''} waiting" if waiting else ""
         return CoordinationTimeoutError(
             f"lock {name!r} {tried} for {named(me)}: {state}{others}",
@@ -718,7 +635,7 @@ class LockTable:
             waiting=waiting,
         )
 
-    def _deadlock(self, name: str, ring: Ring) -> DeadlockError:
+    def _deadlock(self, name: str, ring: tuple[Hop, ...]) -> DeadlockError:
         cycle = ring_in_words(ring, self._now())
         hops = "".join(f"\n  {number}. {hop}" for number, hop in enumerate(cycle, 1))
         return DeadlockError(f"waiting for lock {name!r} would never end:{hops}", name=name, cycle=cycle)
@@ -732,7 +649,7 @@ class LockTable:
             age(self._now() - waiter.since),
             name,
             what,
-            explain_locks(self.snapshot(), name),
+            explain_locks(self.snapshot(), self.limits(), name),
         )
 
     def snapshot(self) -> tuple[LockInfo, ...]:
@@ -741,11 +658,10 @@ class LockTable:
             now = self._now()
             seen = []
             for name in sorted({*list(self.slots), *self.entries}):
-                entry = self.entries.get(name)
-                inside = self._inside(name, entry or _Entry())
-                holders = [(slot, slot.owner, slot.since, slot.depth) for slot in inside]
-                seen.append((name, holders, list(entry.line) if entry is not None else []))
-        self._act([])
+                entry = self.entries.get(name) or LockEntry(name, self.book)
+                holders = [(slot, slot.owner, slot.since, slot.depth, lent) for slot, lent in entry.loans()]
+                seen.append((name, holders, list(entry.line)))
+        self._act()
         return tuple(  # in words only after the mutex: it walks stacks
             LockInfo(
                 name=name,
@@ -755,11 +671,11 @@ class LockTable:
                         agent=slot.agent or agent_of(owner),
                         held_for=now - since,
                         entries=depth,
-                        borrowed=place > 0,
+                        borrowed=lent,
                         orphaned=has_ended(owner),
                         where=where(owner),
                     )
-                    for place, (slot, owner, since, depth) in enumerate(holders)
+                    for slot, owner, since, depth, lent in holders
                     if owner is not None
                 ),
                 waiters=tuple(
@@ -778,72 +694,41 @@ class LockTable:
         )
 
 
-def _quick_way(
-    slots: dict[str, Slot],
-    entries: dict[str, _Entry],
-    now: Callable[[], float],
-    settle: Callable[[Slot], None],
-) -> Callable[[str, Owner], Optional[Slot]]:
-    """The free path, without a mutex. A closure, since every attribute looked up on it shows in the figures."""
-    setdefault = slots.setdefault
-    held = HOLDS.get
-    hold = HOLDS.set
+class _Several:
+    """Taking several names, all or none: what has been taken, and what is left of the time."""
 
-    def quick(name: str, me: Owner) -> Optional[Slot]:
-        """The slot of a name that is free, or the caller's already; else None: go the slow way."""
-        slot = Slot()
-        slot.name = name
-        slot.owner = me
-        slot.depth = 1
-        slot.agent = None
-        slot.since = now()
-        outer: Optional[Slot] = held()
-        if outer is None or (outer.owner is None and outer.outer is None):
-            slot.outer = None
+    def __init__(self, table: LockTable, timeout: Optional[float], me: Owner) -> None:
+        self._table = table
+        self._timeout = timeout
+        self._now = table.book.now
+        self._deadline = self._now() + timeout if timeout else None
+        self._me = me
+        self.slots: list[Slot] = []
+        self.missed: Optional[str] = None
+
+    def left(self) -> Optional[float]:
+        """What is left of a timeout that covers several waits; 0 stays 'try once'."""
+        return self._timeout if self._deadline is None else max(self._deadline - self._now(), 0.0)
+
+    def add(self, name: str, slot: Optional[Slot]) -> bool:
+        """Another one has been taken, or missed."""
+        if slot is None:
+            self.missed = name
+            return False
+        self.slots.append(slot)
+        return True
+
+    def __enter__(self) -> _Several:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if error is not None or self.missed is not None:
+            self._table.free_all(self.slots, self._me)
+            self.slots = []
         else:
-            slot.outer = live(outer)
-        try:
-            found = setdefault(name, slot)
-            if found is slot:
-                if name not in entries:
-                    hold(slot)
-                    return slot
-                settle(slot)
-                return None
-        except BaseException:  # Ctrl-C in just this moment
-            settle(slot)
-            raise
-        if found.owner is me:
-            found.depth += 1
-            return found
-        return None
-
-    return quick
-
-
-def live(slot: Slot) -> Optional[Slot]:
-    """The nearest slot of a chain that hasn't ended; shortens the chain behind it, so that it can't grow for ever."""
-    found: Optional[Slot] = slot
-    while found is not None and found.owner is None:
-        found = found.outer
-    if found is not None:
-        beyond = found.outer
-        while beyond is not None and beyond.owner is None:
-            beyond = beyond.outer
-        found.outer = beyond
-    return found
-
-
-def _released_inside(name: str) -> bool:
-    """Whether the slot that this context entered last under the name was let go by hand: its block has lost it."""
-    slot: Optional[Slot] = HOLDS.get()
-    while slot is not None and slot.name != name:
-        slot = slot.outer
-    return slot is not None and slot.depth == _BY_HAND
-
-
-def _is_empty(slot: Slot) -> bool:
-    return slot.depth <= 0 and not (isinstance(slot.owner, GeneratorOwner) and slot.owner.guests)
+            self._table.all_taken(self.slots)
 
 
 def _who(slot: Slot) -> str:

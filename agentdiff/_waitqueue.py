@@ -9,7 +9,7 @@ from __future__ import annotations
 from _thread import allocate_lock
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections import OrderedDict
-from typing import Generic, Optional, Protocol, TypeVar
+from typing import Any, Generic, Optional, Protocol, TypeVar
 
 from ._clock import Clock
 from ._owner import Owner, running_loop
@@ -21,7 +21,7 @@ class Bell(Protocol):
     """What a sleeper leaves with whoever will wake it."""
 
     def ring(self) -> bool:
-        """End the sleep; False if nobody can be woken any more. Never blocks, and may be called twice."""
+        """End the sleep, or the next; False if nobody can be woken any more. Never blocks, may be called twice."""
 
 
 class ThreadBell:
@@ -75,59 +75,43 @@ class TaskBell:
 
     async def sleep(self, clock: Clock, timeout: Optional[float]) -> None:
         """Sleep until it is rung, `timeout` seconds at most."""
-        if self._rung:
-            return
-        self._future = self._loop.create_future()
-        if timeout is None:
-            await self._future
-            return
-        timer = clock.call_later(self._loop, timeout, self._end_sleep)
-        try:
-            await self._future
-        finally:
-            timer.cancel()
+        if not self._rung:
+            self._future = self._loop.create_future()
+            if timeout is None:
+                await self._future
+            else:
+                timer = clock.call_later(self._loop, timeout, self._end_sleep)
+                try:
+                    await self._future
+                finally:
+                    timer.cancel()
+        self._rung = False  # it can be rung again
 
 
 class Waiter(Generic[T]):
     """One place in a line. `claim` is what it gets when its turn comes; `served` says that it has.
 
     Both are written under the mutex of whoever owns the line; the waiter reads them under it too, or after the bell.
-    `blocks` is the loop whose thread sleeps in this wait.
+    Whoever makes one fills it in: this is on the way from one holder to the next, where a call would show.
+    Without a bell it is not willing to wait. `blocks` is the loop whose thread sleeps in this wait, `tokens` how many
+    it asks of a limit, and `request` what has become of that.
     """
 
-    __slots__ = ("bell", "blocks", "claim", "owner", "served", "since", "timeout")
+    __slots__ = ("bell", "blocks", "claim", "owner", "request", "served", "since", "timeout", "tokens", "warned")
 
-    def __init__(
-        self,
-        owner: Owner,
-        claim: T,
-        since: float,
-        timeout: Optional[float],
-        bell: Bell,
-        blocks: Optional[AbstractEventLoop] = None,
-    ) -> None:
-        self.owner = owner
-        self.claim = claim
-        self.since = since
-        self.timeout = timeout
-        self.bell = bell
-        self.blocks = blocks
-        self.served = False
+    bell: Optional[Bell]
+    blocks: Optional[AbstractEventLoop]
+    claim: T
+    owner: Owner
+    request: Any
+    served: bool
+    since: float
+    timeout: Optional[float]
+    tokens: float
+    warned: bool
 
 
 class WaitQueue(OrderedDict[Waiter[T], None]):
     """Waiters in the order of their coming; leaving from the middle costs no more than leaving from the front."""
 
     __slots__ = ()
-
-    def join(self, waiter: Waiter[T]) -> None:
-        """Take the last place."""
-        self[waiter] = None
-
-    def leave(self, waiter: Waiter[T]) -> None:
-        """Give the place up; nothing if it is gone already."""
-        self.pop(waiter, None)
-
-    def first(self) -> Optional[Waiter[T]]:
-        """Who is next, or None."""
-        return next(iter(self), None)

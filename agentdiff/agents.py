@@ -18,10 +18,12 @@ from typing import Any, Callable, Optional, TypeVar, Union, cast
 
 from ._clock import check_timeout
 from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_owner, running_loop
-from ._table import LockTable, Slot
+from ._places import How, Slot
+from ._table import LockTable
 from .bus import Bus, Cause, Lane
-from .errors import text_of
+from .errors import check_amount, text_of
 from .events import CAUSE
+from .limits import retry_after
 from .locks import check_name as check_lock_name
 
 logger = logging.getLogger("agentdiff")
@@ -38,7 +40,6 @@ class Agent:
     """One `@coordinate`d function: its name, what it locks, and whether anybody listens."""
 
     __slots__ = (
-        "_timeout",
         "bus",
         "cancelled",
         "clock",
@@ -50,6 +51,9 @@ class Agent:
         "names_of",
         "started",
         "table",
+        "throttle_on",
+        "timeout_given",
+        "tokens_of",
         "unheard_at",
     )  # fmt: skip
 
@@ -60,11 +64,15 @@ class Agent:
         bus: Bus,
         *,
         timeout: Any,
+        tokens: Union[float, Callable[..., float]],
+        throttle_on: tuple[type[BaseException], ...],
         control_flow: tuple[type[BaseException], ...],
         collect: Optional[Callable[[list[Any]], Any]],
     ) -> None:
         self.name = name
-        self._timeout = timeout
+        self.tokens_of = tokens
+        self.throttle_on = throttle_on
+        self.timeout_given = timeout
         self.control_flow = control_flow
         self.collect = collect
         self.table = table
@@ -80,7 +88,13 @@ class Agent:
     @property
     def timeout(self) -> Optional[float]:
         """How long it waits for its locks: what `@coordinate` said, else what the coordinator says."""
-        return self.table.timeout if self._timeout is ... else self._timeout
+        return self.table.patience(self.timeout_given)
+
+    def tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        """How many tokens a call with these arguments asks for (R3)."""
+        if not callable(self.tokens_of):
+            return self.tokens_of
+        return check_amount(f"what tokens= of agent {self.name!r} gives", self.tokens_of(*args, **kwargs))
 
     def is_heard(self) -> bool:
         """Whether anybody listens to this agent's events; asked again only when subscriptions change."""
@@ -143,7 +157,8 @@ class _Call:
             agent = self.agent
             self.owner = owner or current_owner()
             asked = agent.clock.monotonic()
-            self._entered(*agent.table.acquire_all(names, agent.timeout, self.owner, agent.name), asked)
+            tokens = agent.tokens(self.args, self.kwargs)
+            self._entered(*agent.table.acquire_all(names, agent.timeout, self.owner, agent.name, tokens=tokens), asked)
 
     async def enter_async(self, owner: Optional[Owner] = None) -> None:
         """Take the locks, waiting on this loop."""
@@ -152,7 +167,10 @@ class _Call:
             agent = self.agent
             self.owner = owner or current_owner()
             asked = agent.clock.monotonic()
-            self._entered(*await agent.table.acquire_all_async(names, agent.timeout, self.owner, agent.name), asked)
+            tokens = agent.tokens(self.args, self.kwargs)
+            self._entered(
+                *await agent.table.acquire_all_async(names, agent.timeout, self.owner, agent.name, tokens=tokens), asked
+            )
 
     def _entered(self, slots: Sequence[Slot], missed: Optional[str], asked: float) -> None:
         self.waited = self.agent.clock.monotonic() - asked
@@ -176,6 +194,15 @@ class _Call:
         except Exception:
             logger.exception("the lock of agent %r could not be released", self.agent.name)
 
+    def _throttle(self, error: BaseException) -> None:
+        """The API wants a pause, from everyone who would call it (R4): before the next one gets this call's place."""
+        try:
+            seconds = retry_after(error)
+            for slot in self.slots:
+                slot.throttled(retry_after=seconds)
+        except Exception:
+            logger.exception("what agent %r was told to wait could not be kept", self.agent.name)
+
     # -- around the agent's own code --------------------------------------------------------------------
 
     def step_in(self) -> None:
@@ -198,6 +225,8 @@ class _Call:
         if self.over:
             return
         self.over = True
+        if error is not None and self.slots and isinstance(error, self.agent.throttle_on):
+            self._throttle(error)
         self.leave(collected or isinstance(error, GeneratorExit))
         agent = self.agent
         if not self.heard:
@@ -339,14 +368,15 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
 
         return free
     only = getattr(agent.names_of, "only", None)
-    if only is None:
+    if only is None or agent.throttle_on or agent.tokens_of:
 
         @functools.wraps(fn)
         def locking(*args: Any, **kwargs: Any) -> Any:
             return _call(agent, fn, args, kwargs)
 
         return locking
-    quick, release, name = agent.table.quick, agent.table.free, agent.name
+    enter, _ = agent.table.ways(only, How(agent.timeout_given, agent.name))
+    release, name = agent.table.free, agent.name
 
     @functools.wraps(fn)
     def quickly_locking(*args: Any, **kwargs: Any) -> Any:
@@ -354,22 +384,21 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
         if bus.version != version:
             return _call(agent, fn, args, kwargs)
         me = LOCAL.me if running_loop() is None else current_owner()
-        slot = quick(only, me)
-        if slot is None:
-            return _call(agent, fn, args, kwargs)
-        if slot.agent is None:
-            slot.agent = name
+        slot = None
         try:
+            slot = enter(me)
+            if slot.agent is None:
+                slot.agent = name
             result = fn(*args, **kwargs)
         except BaseException as error:
-            release(slot, me)
+            if slot is not None:
+                release(slot, me)
             if bus.version != version:
                 _Call(agent, args, kwargs, tell=False).end(error=error)
             raise
-        if bus.version != version or type(result) in _LIVE:
-            release(slot, me)
-            return _ended(_Call(agent, args, kwargs, tell=False), result)
         release(slot, me)
+        if bus.version != version or type(result) in _LIVE:
+            return _ended(_Call(agent, args, kwargs, tell=False), result)
         return result
 
     return quickly_locking
@@ -590,6 +619,8 @@ def coordinate(agent: Agent, lock_name: LockSpec, function: F) -> F:
         return cast(F, type(fn)(coordinate(agent, lock_name, fn.__func__)))
     _refuse_what_is_no_function(fn)
     agent.names_of = _lock_names(lock_name, fn)
+    if agent.names_of is None and (agent.throttle_on or agent.tokens_of):
+        raise ValueError("tokens and throttle_on are about the limit of a lock: name it by lock_name")
     plain = fn
     while isinstance(plain, functools.partial):
         plain = plain.func
@@ -726,12 +757,22 @@ def _checked(names: Any) -> Sequence[str]:
     return sorted({check_lock_name(name) for name in names})
 
 
+def _exception_types(what: str, given: Any) -> tuple[type[BaseException], ...]:
+    kinds = given if isinstance(given, tuple) else (given,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise TypeError(f"{what} must be an exception type or a tuple of them, not {given!r}")
+    return kinds
+
+
 def make_agent(
     table: LockTable,
     bus: Bus,
     name: str,
     *,
     timeout: Any,
+    tokens: Union[float, Callable[..., float]],
+    throttle_on: Any,
     control_flow: Any,
     collect: Optional[Callable[[list[Any]], Any]],
 ) -> Agent:
@@ -740,10 +781,8 @@ def make_agent(
         raise TypeError(f'@coordinate needs the agent\'s name, a string, not {name!r}: write @coordinate("researcher")')
     if not name:
         raise ValueError("an agent's name must not be empty")
-    kinds = control_flow if isinstance(control_flow, tuple) else (control_flow,)
-    for kind in kinds:
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise TypeError(f"control_flow must be an exception type or a tuple of them, not {control_flow!r}")
+    if not callable(tokens):
+        check_amount("tokens", tokens)
     if collect is not None and not callable(collect):
         raise TypeError(f"collect must be a function of the list of items, not {collect!r}")
     return Agent(
@@ -751,6 +790,8 @@ def make_agent(
         table,
         bus,
         timeout=timeout if timeout is ... else check_timeout(timeout),
-        control_flow=kinds,
+        tokens=tokens,
+        throttle_on=_exception_types("throttle_on", throttle_on),
+        control_flow=_exception_types("control_flow", control_flow),
         collect=collect,
     )

@@ -12,13 +12,16 @@ import attrs
 
 from . import agents
 from ._clock import Clock, check_timeout
+from ._owner import current_owner, in_words
+from ._places import PLAIN, How, Slot
 from ._table import LockTable
 from ._workers import forget_after_fork
 from .agents import LockSpec
 from .bus import Bus, Delivery, Handler, RunBlock, Subscription
-from .deadlock import LockInfo, explain_locks
-from .errors import ClosedError
+from .deadlock import LimitInfo, LockInfo, explain_locks
+from .errors import ClosedError, NotHeldError, check_amount
 from .events import check_name as check_event_name
+from .limits import Limit
 from .locks import Lock, LockGroup, check_name
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,11 +50,13 @@ class Snapshot:
 
     Attributes:
         locks: every lock that is held or waited for, by name.
+        limits: every name with a limit: what it allows, and what is used.
         pending: how many events are queued or being delivered.
         counts: what has gone wrong so far.
     """
 
     locks: tuple[LockInfo, ...]
+    limits: tuple[LimitInfo, ...]
     pending: int
     counts: Counts
 
@@ -116,12 +121,16 @@ class Coordinator:
     # -- locks ------------------------------------------------------------------------------------------
 
     @overload
-    def lock(self, name: str, *, timeout: Any = ..., lend: bool = ...) -> Lock: ...
+    def lock(self, name: str, *, timeout: Any = ..., lend: bool = ..., tokens: float = ...) -> Lock: ...
 
     @overload
-    def lock(self, name: str, second: str, /, *more: str, timeout: Any = ..., lend: bool = ...) -> LockGroup: ...
+    def lock(
+        self, name: str, second: str, /, *more: str, timeout: Any = ..., lend: bool = ..., tokens: float = ...
+    ) -> LockGroup: ...
 
-    def lock(self, name: str, *more: str, timeout: Any = ..., lend: bool = True) -> Union[Lock, LockGroup]:
+    def lock(
+        self, name: str, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0
+    ) -> Union[Lock, LockGroup]:
         """A handle to the lock of this name, or to several: all or none (L6, L10).
 
         Args:
@@ -129,12 +138,13 @@ class Coordinator:
             timeout: how long `with` waits, in seconds: None waits, 0 tries once; left out: the coordinator's
                 `lock_timeout`.
             lend: whether what the holder starts while holding may enter too, one at a time (L2).
+            tokens: how many the call will need at most; reserved where the name has a limit of tokens (R3).
 
         Raises:
-            TypeError, ValueError: no string, an empty one, or a timeout that makes no sense.
+            TypeError, ValueError: no string, an empty one, or a timeout or number of tokens that makes no sense.
             ClosedError: the coordinator has been closed.
         """
-        if not more and timeout is ... and lend:
+        if timeout is ... and lend and not tokens and not more:
             try:
                 return self._handles[name]
             except (KeyError, TypeError):
@@ -144,14 +154,58 @@ class Coordinator:
         check_name(name)
         if timeout is not ...:
             timeout = check_timeout(timeout)
+        how = PLAIN
+        if timeout is not ... or not lend or tokens:
+            how = How(timeout=timeout, lend=lend, tokens=check_amount("tokens", tokens))
         if more:
-            return LockGroup(self._table, (name, *map(check_name, more)), timeout, lend)
-        handle = Lock(self._table, name, timeout, lend)
-        if timeout is ... and lend:
+            return LockGroup(self._table, (name, *map(check_name, more)), how)
+        handle = Lock(self._table, name, how)
+        if how is PLAIN:
             if len(self._handles) >= _HANDLES_KEPT:
                 self._handles.clear()
             self._handles[name] = handle
         return handle
+
+    def limit(
+        self,
+        name: str,
+        *,
+        concurrency: Optional[int] = None,
+        requests: Optional[int] = None,
+        tokens: Optional[int] = None,
+        per: float = 60.0,
+        margin: float = 0.1,
+    ) -> None:
+        """Say what a name allows; `coord.lock(name)` and `lock_name=name` obey it from now on (R1, R2).
+
+        Without `concurrency` any number may be inside at once. Said again, it takes effect at once, for those who wait
+        too; what has been used before still counts.
+
+        Args:
+            name: the lock's name.
+            concurrency: how many may be inside at once.
+            requests: how many may enter in any `per` seconds (providers call it RPM, where `per` is 60).
+            tokens: how many tokens they may use in any `per` seconds (TPM): see `coord.lock(name, tokens=...)`.
+            per: the window, in seconds.
+            margin: seconds by which the window is kept longer, for calls that reach the server sooner or later than
+                they were sent. An exact window still earns refusals; jitter beyond the margin is not covered.
+
+        Raises:
+            TypeError, ValueError: what can't be a limit (R5).
+        """
+        self._table.limit(check_name(name), Limit(concurrency, requests, tokens, per, margin))
+
+    def slot(self, name: str) -> Slot:
+        """The slot by which the caller is inside this name: for `commit` and `throttled` within an agent (R3, R4).
+
+        Raises:
+            NotHeldError: the calling thread or task is not inside.
+        """
+        me = current_owner()
+        slot = self._table.slot_of(check_name(name), me)
+        if slot is None:
+            raise NotHeldError(f"{in_words(me)} is not inside {name!r}", name=name)
+        return slot
 
     # -- events -----------------------------------------------------------------------------------------
 
@@ -256,6 +310,8 @@ class Coordinator:
         lock_name: LockSpec = None,
         *,
         timeout: Any = ...,
+        tokens: Union[float, Callable[..., float]] = 0,
+        throttle_on: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
         control_flow: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
         collect: Optional[Callable[[list[Any]], Any]] = None,
     ) -> Callable[[F], F]:
@@ -269,6 +325,10 @@ class Coordinator:
             lock_name: a lock's name, a template over the call's arguments (`"customer_{customer_id}"`), a list of
                 those, or a function of the call's arguments (A4).
             timeout: how long to wait for the lock, in seconds; left out: the coordinator's `lock_timeout` (L4).
+            tokens: how many tokens a call will need at most: a number, or a function of the call's arguments (R3).
+            throttle_on: exception types by which the API says "too many requests", such as `openai.RateLimitError`:
+                everyone on the agent's lock waits for as long as the error's response says in `retry-after-ms` or
+                `retry-after`, else one second (R4). The call itself is not repeated.
             control_flow: exception types that mean "interrupted" and not "failed" (A2).
             collect: makes a generator's `result` of the list of its items, such as `"".join`; else it is their number.
 
@@ -279,7 +339,14 @@ class Coordinator:
 
         def agent() -> agents.Agent:
             return agents.make_agent(
-                self._table, self._bus, name, timeout=timeout, control_flow=control_flow, collect=collect
+                self._table,
+                self._bus,
+                name,
+                timeout=timeout,
+                tokens=tokens,
+                throttle_on=throttle_on,
+                control_flow=control_flow,
+                collect=collect,
             )
 
         agent()  # what makes no sense is refused here, not when the decorator is applied
@@ -295,6 +362,7 @@ class Coordinator:
         """The state at this moment: who holds what since when, who waits (L11)."""
         return Snapshot(
             locks=self._table.snapshot(),
+            limits=self._table.limits(),
             pending=self._bus.pending,
             counts=Counts(handlers_failed=self._bus.failed, events_refused=self._bus.refused),
         )
@@ -302,7 +370,7 @@ class Coordinator:
     def explain(self) -> str:
         """Why is everything standing still? Who waits for whom, for how long, where in the code, what to do (L11)."""
         snapshot = self.snapshot()
-        told = [explain_locks(snapshot.locks)] if any(lock.waiters for lock in snapshot.locks) else []
+        told = [explain_locks(snapshot.locks, snapshot.limits)] if any(lock.waiters for lock in snapshot.locks) else []
         told += [
             f"Lock {lock.name!r} is held by {holder.who}, which has ended without releasing. Nobody waits for it yet."
             for lock in snapshot.locks

@@ -76,6 +76,52 @@ class LockInfo:
     waiters: tuple[WaiterInfo, ...]
 
 
+@attrs.frozen(kw_only=True)
+class LimitInfo:
+    """What a name allows and what is used of it, as a snapshot shows it (L11).
+
+    Attributes:
+        name: the name.
+        concurrency, requests, tokens, per, margin: what was declared.
+        places_taken: how many are inside, those on loan not counted.
+        requests_used: how many entries the present window holds.
+        tokens_used: how many tokens it holds, reservations included.
+        next_free: in how many seconds somebody new could enter; None: as soon as somebody leaves.
+        held_back_for: for how many more seconds the API wants no calls (R4).
+        waiting: how many wait.
+    """
+
+    name: str
+    concurrency: Optional[int]
+    requests: Optional[int]
+    tokens: Optional[int]
+    per: float
+    margin: float
+    places_taken: int
+    requests_used: int
+    tokens_used: float
+    next_free: Optional[float]
+    held_back_for: float
+    waiting: int
+
+    def in_words(self) -> str:
+        """What is used, and when the next place is free."""
+        parts = []
+        if self.concurrency is not None:
+            parts.append(f"{self.places_taken} of {self.concurrency} places are taken")
+        if self.requests is not None:
+            parts.append(f"{self.requests_used} of {self.requests} requests in {self.per:g} s are used")
+        if self.tokens is not None:
+            parts.append(f"{self.tokens_used:g} of {self.tokens} tokens in {self.per:g} s are used")
+        if self.held_back_for:
+            parts.append(f"the API wants no calls for another {self.held_back_for:.3g} s")
+        if self.next_free is None:
+            parts.append("the next may enter when somebody leaves")
+        elif self.next_free:
+            parts.append(f"the next may enter in {self.next_free:.3g} s")
+        return "; ".join(parts)
+
+
 @attrs.frozen
 class Hop:
     """One edge of the graph: `waiter` can't go on before `other` does.
@@ -90,22 +136,37 @@ class Hop:
     since: Optional[float]
 
 
-def find_ring(start: Owner, hops_of: Callable[[Owner], Iterable[Hop]]) -> tuple[Hop, ...]:
-    """The hops of a ring through `start`, or nothing."""
-    came_by: dict[Owner, Hop] = {}
+Ways = Optional[list[list[Hop]]]
+"""What somebody waits for: all others of any one of these lists. None: for nobody."""
+
+
+def find_ring(start: Owner, ways_of: Callable[[Owner], Ways]) -> tuple[Hop, ...]:
+    """The hops from `start` around a ring, if it could never go on; else nothing."""
+    ways: dict[Owner, list[list[Hop]]] = {}
+    free: set[Owner] = set()
     todo = [start]
     while todo:
         owner = todo.pop()
-        for hop in hops_of(owner):
-            if hop.other is start:
-                ring = [hop]
-                while ring[-1].waiter is not start:
-                    ring.append(came_by[ring[-1].waiter])
-                return tuple(reversed(ring))
-            if hop.other not in came_by:
-                came_by[hop.other] = hop
-                todo.append(hop.other)
-    return ()
+        if owner in ways or owner in free:
+            continue
+        found = ways_of(owner)
+        if found is None:
+            free.add(owner)
+        else:
+            ways[owner] = found
+            todo += [hop.other for way in found for hop in way]
+    more = True
+    while more:  # whoever waits for those only who can go on can go on too
+        able = [o for o in ways if o not in free and any(all(hop.other in free for hop in way) for way in ways[o])]
+        free.update(able)
+        more = bool(able)
+    ring: list[Hop] = []
+    passed: set[Owner] = set()
+    while start not in free and start not in passed:
+        passed.add(start)
+        ring.append(next(hop for way in ways[start] for hop in way if hop.other not in free))
+        start = ring[-1].other
+    return tuple(ring)
 
 
 # -- in words -----------------------------------------------------------------------------------------------
@@ -187,26 +248,30 @@ def ring_in_words(ring: tuple[Hop, ...], now: float) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def explain_locks(locks: Iterable[LockInfo], only: Optional[str] = None) -> str:
+def explain_locks(locks: Iterable[LockInfo], limits: Iterable[LimitInfo] = (), only: Optional[str] = None) -> str:
     """Who waits for whom, for how long, where, and what to do: for a tired person (L11)."""
     contended = [lock for lock in locks if lock.waiters and (only is None or lock.name == only)]
     waits = {waiter.who: lock.name for lock in locks for waiter in lock.waiters}
-    return "\n\n".join(_explain(lock, waits) for lock in contended)
+    by_name = {limit.name: limit for limit in limits}
+    return "\n\n".join(_explain(lock, by_name.get(lock.name), waits) for lock in contended)
 
 
-def _explain(lock: LockInfo, waits: dict[str, str]) -> str:
-    lines = []
+def _explain(lock: LockInfo, limit: Optional[LimitInfo], waits: dict[str, str]) -> str:
+    lines = [] if limit is None else [f"Limit {limit.name!r}: {limit.in_words()}."]
     for holder in lock.holders:
         who = f"agent {holder.agent!r} ({holder.who})" if holder.agent else holder.who
         how = "on loan from the one above" if holder.borrowed else "held"
         lines.append(f"Lock {lock.name!r} is {how} by {who} for {age(holder.held_for)}{at(holder.where)}.")
-    if not lock.holders:
+    if not lock.holders and limit is None:
         lines.append(f"Lock {lock.name!r} is being handed over.")
     for place, waiter in enumerate(lock.waiters, 1):
         who = f"agent {waiter.agent!r} ({waiter.who})" if waiter.agent else waiter.who
         patience = "" if waiter.timeout is None else f", gives up after {age(waiter.timeout)}"
         lines.append(f"  {place}. {who} has waited for {age(waiter.waiting_for)}{patience}{at(waiter.where)}.")
-    lines.extend(f"  -> {advice}" for advice in _advice(lock, waits))
+    if limit is not None and limit.next_free is not None:
+        lines.append("  -> Time is all that they wait for. If that takes too long, ask the API's provider for more.")
+    else:
+        lines.extend(f"  -> {advice}" for advice in _advice(lock, waits))
     return "\n".join(lines)
 
 

@@ -55,12 +55,20 @@ def coordinate(
     lock_name: LockSpec = None,
     *,
     timeout: Any = ...,
+    tokens: Union[float, Callable[..., float]] = 0,
+    throttle_on: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
     control_flow: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
     collect: Optional[Callable[[list[Any]], Any]] = None,
 ) -> Callable[[F], F]:
     """`Coordinator.coordinate` on the default coordinator."""
     return default_coordinator().coordinate(
-        name, lock_name, timeout=timeout, control_flow=control_flow, collect=collect
+        name,
+        lock_name,
+        timeout=timeout,
+        tokens=tokens,
+        throttle_on=throttle_on,
+        control_flow=control_flow,
+        collect=collect,
     )
 
 
@@ -107,13 +115,28 @@ def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delive
 
 
 @overload
-def lock(name: str, *, timeout: Any = ..., lend: bool = ...) -> Lock: ...
+def lock(name: str, *, timeout: Any = ..., lend: bool = ..., tokens: float = ...) -> Lock: ...
 
 
 @overload
-def lock(name: str, second: str, /, *more: str, timeout: Any = ..., lend: bool = ...) -> LockGroup: ...
+def lock(
+    name: str, second: str, /, *more: str, timeout: Any = ..., lend: bool = ..., tokens: float = ...
+) -> LockGroup: ...
 
 
-def lock(name: str, *more: str, timeout: Any = ..., lend: bool = True) -> Union[Lock, LockGroup]:
+def lock(name: str, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0) -> Union[Lock, LockGroup]:
     """`Coordinator.lock` on the default coordinator."""
-    return default_coordinator().lock(name, *more, timeout=timeout, lend=lend)
+    return default_coordinator().lock(name, *more, timeout=timeout, lend=lend, tokens=tokens)
+
+
+def limit(
+    name: str,
+    *,
+    concurrency: Optional[int] = None,
+    requests: Optional[int] = None,
+    tokens: Optional[int] = None,
+    per: float = 60.0,
+    margin: float = 0.1,
+) -> None:
+    """`Coordinator.limit` on the default coordinator."""
+    default_coordinator().limit(name, concurrency=concurrency, requests=requests, tokens=tokens, per=per, margin=margin)

@@ -23,6 +23,15 @@ def text_of(error: BaseException) -> str:
         return f"<{type(error).__name__} without words>"
 
 
+def check_amount(what: str, amount: Any) -> float:
+    """Refuse what is no amount of anything: a finite number, 0 or more."""
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        raise TypeError(f"{what} must be a number, not {type(amount).__name__}: {amount!r}")
+    if not 0 <= amount < float("inf"):
+        raise ValueError(f"{what} must be 0 or more, and finite, not {amount!r}")
+    return amount
+
+
 class CoordinationError(Exception):
     """The root of the tree: catch it to catch whatever agentdiff itself raises."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import attrgetter
 from types import TracebackType
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from ._clock import check_timeout
-from ._owner import HOLDS, LOCAL, Owner, current_owner, current_task_of, running_loop
-from ._table import LockTable, Slot
+from ._owner import Owner, current_owner, current_task_of, running_loop
+from ._places import PLAIN, How, Slot
+from ._table import LockTable
 from .errors import NotHeldError
 
 
@@ -20,11 +23,10 @@ def check_name(name: object) -> str:
     return name
 
 
-def _patience(table: LockTable, own: Any, blocking: bool = True, timeout: Any = ...) -> Optional[float]:
+def _patience(table: LockTable, how: How, blocking: bool, timeout: Any) -> Optional[float]:
     """How long to wait: what the call says, else what the handle says, else what the coordinator says."""
     if timeout is ... and blocking:
-        timeout = table.timeout if own is ... else own
-        return None if timeout is None else float(timeout)
+        return table.patience(how.timeout)
     if timeout is ...:
         return 0
     if not blocking:
@@ -36,15 +38,25 @@ def _no_task(what: str) -> RuntimeError:
     return RuntimeError(f"awaiting {what} needs a running asyncio task (trio is not supported)")
 
 
+def _nothing(name: str, me: Owner, how: How) -> None:
+    """There is no quick way: it is to be awaited."""
+
+
 def _by_hand(slot: Optional[Slot]) -> bool:
     if slot is not None:
         slot.count_by_hand()
     return slot is not None
 
 
-def _never(name: str, me: Owner) -> Optional[Slot]:
-    """The quick way of a lock that doesn't lend: none, since a slot taken so is in its context for others to find."""
-    return None
+class _Own(property):
+    """A method that each instance has of its own: what it keeps under another name.
+
+    `with` asks the class for `__enter__`; this answers with the instance's closure, so that no method is called in
+    between. Who takes it from the class, as `ExitStack` does, can call it too.
+    """
+
+    def __call__(self, instance: Any, *args: Any) -> Any:
+        return self.__get__(instance)(*args)
 
 
 class Lock:
@@ -61,16 +73,15 @@ class Lock:
     True
     """
 
-    __slots__ = ("_entries", "_lend", "_name", "_quick", "_slots", "_table", "_timeout")
+    __slots__ = ("_enter", "_how", "_leave", "_name", "_table")
 
-    def __init__(self, table: LockTable, name: str, timeout: Any = ..., lend: bool = True) -> None:
+    def __init__(self, table: LockTable, name: str, how: How = PLAIN) -> None:
         self._table = table
-        self._slots = table.slots
-        self._entries = table.entries
-        self._quick: Callable[[str, Owner], Optional[Slot]] = table.quick if lend else _never
         self._name = name
-        self._timeout = timeout
-        self._lend = lend
+        self._how = how
+        self._enter, self._leave = table.ways(name, how)
+        if not how.lend:  # a slot taken the quick way is in its context for others to find
+            self._enter = self._enter_slowly
 
     @property
     def name(self) -> str:
@@ -81,8 +92,8 @@ class Lock:
         return f"<Lock {self._name!r}{' locked' if self.locked() else ''}>"
 
     def locked(self) -> bool:
-        """Whether anybody holds it at this moment."""
-        return self._name in self._slots
+        """Whether somebody holds it at this moment; under a limit, whether nobody new would get in at once."""
+        return not self._table.is_free(self._name)
 
     def acquire(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take the lock; wait for it on this thread where need be (L3, L4).
@@ -97,36 +108,21 @@ class Lock:
         Raises:
             TypeError, ValueError: the timeout is no number, negative or NaN, or given with `blocking=False`.
         """
-        patience = _patience(self._table, self._timeout, blocking, timeout)
-        me = current_owner()
-        return _by_hand(self._quick(self._name, me) or self._table.acquire(self._name, patience, me, lend=self._lend))
+        how = self._how
+        patience = _patience(self._table, how, blocking, timeout)
+        return _by_hand(self._table.acquire(self._name, patience, current_owner(), None, how.lend, how.tokens))
 
     async def acquire_async(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take the lock; the task waits for it where need be, the loop goes on (L3, L4).
 
         Args, Returns, Raises: as for `acquire`; `RuntimeError` outside asyncio (L13).
         """
-        patience = _patience(self._table, self._timeout, blocking, timeout)
+        how = self._how
+        patience = _patience(self._table, how, blocking, timeout)
         me = current_task_of(running_loop())
         if me is None:
             raise _no_task(f"lock {self._name!r}")
-        return _by_hand(
-            self._quick(self._name, me) or await self._table.acquire_async(self._name, patience, me, lend=self._lend)
-        )
-
-    def _enter_slowly(self, me: Owner) -> Slot:
-        timeout = _patience(self._table, self._timeout)
-        slot = self._table.acquire(self._name, timeout, me, lend=self._lend)
-        if slot is None:
-            raise self._table.timeout_error(self._name, timeout or 0, me)
-        return slot
-
-    async def _enter_slowly_async(self, me: Owner) -> Slot:
-        timeout = _patience(self._table, self._timeout)
-        slot = await self._table.acquire_async(self._name, timeout, me, lend=self._lend)
-        if slot is None:
-            raise self._table.timeout_error(self._name, timeout or 0, me)
-        return slot
+        return _by_hand(await self._table.acquire_async(self._name, patience, me, None, how.lend, how.tokens))
 
     def release(self) -> None:
         """End one entry of the caller's.
@@ -136,43 +132,32 @@ class Lock:
         """
         self._table.release(self._name, current_owner())
 
-    # The four methods below are the product's hottest path: flat on purpose, each call within them shows.
+    if TYPE_CHECKING:
 
-    def __enter__(self) -> Slot:
-        me = LOCAL.me if running_loop() is None else current_owner()
-        quick = self._quick
-        slot = quick(self._name, me)
-        return slot if slot is not None else self._enter_slowly(me)
+        def __enter__(self) -> Slot: ...
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        slot: Optional[Slot] = HOLDS.get()  # what this context entered last is this block's, if it is inside at all
-        name = self._name
-        slots = self._slots
-        if slot is not None and slots.get(name) is slot and name not in self._entries:
-            if slot.depth > 1:
-                slot.depth -= 1
-                return
-            del slots[name]
-            slot.owner = None
-            if name in self._entries:
-                self._table.pass_on(name)
-        else:
-            self._table.release(name, current_owner(), True)
+        def __exit__(
+            self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        ) -> None: ...
+
+    else:
+        __enter__ = _Own(attrgetter("_enter"))
+        __exit__ = _Own(attrgetter("_leave"))
 
     async def __aenter__(self) -> Slot:
         me = current_task_of(running_loop())
         if me is None:
             raise _no_task(f"lock {self._name!r}")
-        quick = self._quick
-        slot = quick(self._name, me)
-        return slot if slot is not None else await self._enter_slowly_async(me)
+        slot: Optional[Slot] = self._enter(me, _nothing)
+        return slot if slot is not None else await self._table.enter_async(self._name, me, self._how)
 
     async def __aexit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        self.__exit__(kind, error, trace)
+        self._leave()
+
+    def _enter_slowly(self, me: Optional[Owner] = None, otherwise: Any = None) -> Any:
+        return (otherwise or self._table.enter)(self._name, me or current_owner(), self._how)
 
 
 class LockGroup:
@@ -181,13 +166,12 @@ class LockGroup:
     A timeout covers the whole: what the first lock leaves of it is for the others. A name given twice counts once.
     """
 
-    __slots__ = ("_lend", "_names", "_table", "_timeout")
+    __slots__ = ("_how", "_names", "_table")
 
-    def __init__(self, table: LockTable, names: tuple[str, ...], timeout: Any = ..., lend: bool = True) -> None:
+    def __init__(self, table: LockTable, names: tuple[str, ...], how: How = PLAIN) -> None:
         self._table = table
         self._names = tuple(sorted(set(names)))
-        self._timeout = timeout
-        self._lend = lend
+        self._how = how
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -199,19 +183,19 @@ class LockGroup:
 
     def locked(self) -> bool:
         """Whether anybody holds any of them at this moment."""
-        return any(name in self._table.slots for name in self._names)
+        return not all(map(self._table.is_free, self._names))
 
     def acquire(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take all, or none: see `Lock.acquire`."""
-        patience = _patience(self._table, self._timeout, blocking, timeout)
-        slots, missed = self._table.acquire_all(self._names, patience, current_owner(), lend=self._lend)
-        return all(map(_by_hand, slots)) and missed is None
+        patience = _patience(self._table, self._how, blocking, timeout)
+        slots, missed = self._take(patience, current_owner())
+        return missed is None and all(map(_by_hand, slots))
 
     async def acquire_async(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take all, or none: see `Lock.acquire_async`."""
-        patience = _patience(self._table, self._timeout, blocking, timeout)
-        slots, missed = await self._table.acquire_all_async(self._names, patience, self._task(), lend=self._lend)
-        return all(map(_by_hand, slots)) and missed is None
+        patience = _patience(self._table, self._how, blocking, timeout)
+        slots, missed = await self._take_async(patience, self._task())
+        return missed is None and all(map(_by_hand, slots))
 
     def release(self) -> None:
         """End one entry of the caller's to each.
@@ -226,8 +210,8 @@ class LockGroup:
 
     def __enter__(self) -> tuple[Slot, ...]:
         me = current_owner()
-        timeout = _patience(self._table, self._timeout)
-        slots, missed = self._table.acquire_all(self._names, timeout, me, lend=self._lend)
+        timeout = self._table.patience(self._how.timeout)
+        slots, missed = self._take(timeout, me)
         if missed is not None:
             raise self._table.timeout_error(missed, timeout or 0, me)
         return tuple(slots)
@@ -246,8 +230,8 @@ class LockGroup:
 
     async def __aenter__(self) -> tuple[Slot, ...]:
         me = self._task()
-        timeout = _patience(self._table, self._timeout)
-        slots, missed = await self._table.acquire_all_async(self._names, timeout, me, lend=self._lend)
+        timeout = self._table.patience(self._how.timeout)
+        slots, missed = await self._take_async(timeout, me)
         if missed is not None:
             raise self._table.timeout_error(missed, timeout or 0, me)
         return tuple(slots)
@@ -256,6 +240,13 @@ class LockGroup:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.__exit__(kind, error, trace)
+
+    def _take(self, timeout: Optional[float], me: Owner) -> tuple[Sequence[Slot], Optional[str]]:
+        return self._table.acquire_all(self._names, timeout, me, lend=self._how.lend, tokens=self._how.tokens)
+
+    async def _take_async(self, timeout: Optional[float], me: Owner) -> tuple[Sequence[Slot], Optional[str]]:
+        how = self._how
+        return await self._table.acquire_all_async(self._names, timeout, me, lend=how.lend, tokens=how.tokens)
 
     def _task(self) -> Owner:
         me: Optional[Owner] = current_task_of(running_loop())

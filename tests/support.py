@@ -320,10 +320,15 @@ class StageClock(Clock):
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self.point = stage.point
+        self.passed = 0.0
+        self.monotonic = lambda: time.monotonic() + self.passed
 
     def wait(self, lock: Any, timeout: Optional[float]) -> bool:
         self.point(lambda: timeout is not None or not lock.locked())
-        return bool(lock.acquire(False))
+        released = bool(lock.acquire(False))
+        if not released and timeout is not None:
+            self.passed += timeout
+        return released
 
 
 def explore(play: Callable[[dict[int, int]], Stage], changes: int, limit: int, seed: int = 0) -> int:

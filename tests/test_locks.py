@@ -83,7 +83,7 @@ def queued(coord: Coordinator, lock: Any, name: str = "Waiter", context: Optiona
 
 def is_clean(coord: Coordinator) -> bool:
     table = coord._table
-    return not (table.slots or table.entries or table._waiting or table._blocked or coord.snapshot().locks)
+    return not (table.slots or table.entries or table.book.waiting or table.book.blocked or coord.snapshot().locks)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -929,7 +929,7 @@ def wait_interrupted_at(call: int) -> tuple[bool, list[str]]:
             return bool(lock.acquire())
 
     table = LockTable(HandingOver())
-    taken = Context().run(table.quick, "a", strangers[0])
+    taken = Context().run(table.acquire, "a", None, strangers[0])
     assert taken is not None
     slot: Slot = taken
     seen = [0]
@@ -939,7 +939,7 @@ def wait_interrupted_at(call: int) -> tuple[bool, list[str]]:
         code = frame.f_code
         if code.co_name == "wait" or not code.co_filename.startswith(PACKAGE):
             return None
-        if table._waiting or seen[0]:  # from joining the line on
+        if table.book.waiting or seen[0]:  # from joining the line on
             seen[0] += 1
             if seen[0] == call:
                 places.append(code.co_name)
@@ -1448,7 +1448,7 @@ def test_L7_ctrl_c_in_the_moment_of_taking_leaves_nothing_behind(
 
     hooks.at(when, "slots", "setdefault", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        lock.acquire()
+        lock.__enter__()
     for visitor in came:
         visitor.entered().go()
     assert is_clean(hooked)

@@ -13,30 +13,44 @@ from agentdiff._clock import Clock
 from agentdiff._waitqueue import TaskBell, ThreadBell, Waiter, WaitQueue
 
 
-def waiter() -> Waiter[Any]:
-    return Waiter(owner=None, claim=None, since=0.0, timeout=None, bell=ThreadBell())  # type: ignore[arg-type]
-
-
 def test_L3_the_line_keeps_the_order_of_coming() -> None:
-    """Whoever leaves, from wherever, the others keep their order; leaving twice does nothing."""
+    """Whoever leaves, from wherever, the others keep their order; each place is an object, not a value."""
     line: WaitQueue[Any] = WaitQueue()
-    assert line.first() is None
-    ones = [waiter() for _ in range(5)]
+    ones: list[Waiter[Any]] = [Waiter() for _ in range(5)]
     for one in ones:
-        line.join(one)
+        line[one] = None
     assert list(line) == ones
-    assert line.first() is ones[0]
-    for gone in (ones[2], ones[0], ones[2]):
-        line.leave(gone)
+    for gone in (ones[2], ones[0]):
+        del line[gone]
     assert list(line) == [ones[1], ones[3], ones[4]]
-    assert len(line) == 3
-    line.join(ones[0])
+    line[ones[0]] = None
     assert list(line)[-1] is ones[0]
 
 
-def test_L3_two_waiters_of_equal_facts_are_two() -> None:
-    """A place in line is an object, not a value."""
-    assert waiter() != waiter()
+@pytest.mark.parametrize("kind", [ThreadBell, None])
+def test_L3_a_bell_can_be_rung_again(kind: Any, clock: FakeClock) -> None:
+    """A waiter that was woken only to look again sleeps until the next ring."""
+
+    async def main() -> None:
+        bell = TaskBell()
+        bell.ring()
+        await bell.sleep(clock, None)
+        sleep = asyncio.ensure_future(bell.sleep(clock, None))
+        await asyncio.sleep(0)
+        assert not sleep.done()
+        bell.ring()
+        await sleep
+
+    if kind is None:
+        asyncio.run(main())
+        return
+    bell = kind()
+    bell.ring()
+    bell.sleep(clock, None)
+    threads = start_all(lambda: bell.sleep(clock, None))
+    assert threads[0].is_alive()
+    bell.ring()
+    join_all(threads)
 
 
 @pytest.mark.parametrize("timeout", [None, 5.0])

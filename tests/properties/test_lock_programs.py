@@ -26,6 +26,7 @@ from support import FakeClock
 
 from agentdiff import DeadlockError, NotHeldError, Slot
 from agentdiff._owner import HOLDS, ThreadOwner
+from agentdiff._places import How
 from agentdiff._table import LockTable
 
 NAMES = ("a", "b", "c")
@@ -134,6 +135,7 @@ class LockPrograms(RuleBasedStateMachine):
         super().__init__()
         self.clock = FakeClock()
         self.table = LockTable(self.clock)
+        self.enter = {name: self.table.ways(name, How())[0] for name in NAMES}
         self.model = Model()
         self.parties: list[Party] = []
         for _ in range(2):
@@ -175,23 +177,25 @@ class LockPrograms(RuleBasedStateMachine):
             if not self.model.can_ever_end(party.number):
                 self.model.line[name].remove(wait)
                 expected = "refused"
-        quick = party.context.run(self.table.quick, name, party.me)
-        if quick is not None:
-            got: Any = quick
-        else:
-            try:
-                got = party.context.run(self.table._decide, name, party.me, bell if patient else None, None, None, True)
-            except DeadlockError:
-                got = "refused"
-        if isinstance(got, Slot):
-            assert expected == "in", expected
-        elif got is None:
-            assert expected == "no", expected
-        elif got == "refused":
+        waiter: Any = None
+
+        def slowly(name: str, me: Any, how: Any) -> Any:
+            nonlocal waiter
+            waiter = self.table._ask(name, me, None, bell if patient else None, None, 0)
+            return self.table._decide(waiter, True)
+
+        try:
+            got = party.context.run(self.enter[name], party.me, slowly)
+        except DeadlockError:
             assert expected == "refused", expected
+            return
+        if got is not None:
+            assert expected == "in", expected
+        elif not patient:
+            assert expected == "no", expected
         else:
             assert expected == "waits", expected
-            party.waiter, party.bell = got, bell
+            party.waiter, party.bell = waiter, bell
 
     @precondition(lambda self: self.somebody(awake=True))
     @rule(number=st.integers(0, 9), name=st.sampled_from(OFTEN_A))
@@ -227,7 +231,7 @@ class LockPrograms(RuleBasedStateMachine):
         """A timeout, or a cancellation."""
         party = self.pick(number, awake=False)
         if by_cancel:
-            self.table._give_up(party.waiter.claim)
+            self.table._give_up(party.waiter)
         else:
             assert party.context.run(self.table._wake_up, party.waiter, True) is None
         party.waiter = None
@@ -263,14 +267,14 @@ class LockPrograms(RuleBasedStateMachine):
         """When everybody has left, nothing is left."""
         for party in self.parties:
             if party.waiter is not None:
-                self.table._give_up(party.waiter.claim)
+                self.table._give_up(party.waiter)
         for name in NAMES:
             for hold in list(self.model.inside[name]):
                 for _ in range(hold.depth):
                     self.table.release(name, self.parties[hold.owner].me)
         assert not self.table.slots
         assert not self.table.entries
-        assert not self.table._waiting
+        assert not self.table.book.waiting
         HOLDS.set(None)
 
 

@@ -27,6 +27,7 @@ from support import (
 )
 
 from agentdiff import CoordinationTimeoutError, Coordinator
+from agentdiff._places import How
 from agentdiff._table import LockTable
 from agentdiff.locks import Lock, LockGroup
 
@@ -186,7 +187,7 @@ def entering_again(play: Play) -> list[Program]:
 
 
 def not_lending(play: Play) -> list[Program]:
-    selfish = Lock(play.table, "a", lend=False)
+    selfish = Lock(play.table, "a", How(lend=False))
     return [play.party(0), play.child(0, 1, lock=selfish), play.party(2, lock=selfish), play.party(3)]
 
 
@@ -244,7 +245,7 @@ SCENES = [
     groups,
     hand_over_hand,
 ]
-OPCODES = frozenset({"quick", "live", "__exit__", "_hops", "_mine", "_serve", "_place"})
+OPCODES = frozenset({"enter", "live", "leave", "_ways", "serve", "place", "inside", "_leave"})
 
 
 def run_scene(scene: Callable[[Play], list[Program]], plan: dict[int, int], opcodes: frozenset[str]) -> Stage:
@@ -293,13 +294,13 @@ def holder_of_the_next_lock_leaves(play: Play) -> list[Program]:
     def hold_b() -> None:
         b.__enter__()
         there.append(2)
-        play.stage.point(lambda: bool(play.table._waiting))
+        play.stage.point(lambda: bool(play.table.book.waiting))
         there.append(2)
         play.table.entries.looked_before.add(threading.get_ident())  # type: ignore[attr-defined]
         b.__exit__(None, None, None)
 
     def want_a() -> None:
-        play.stage.point(lambda: bool(play.table._waiting) or len(there) > 1)
+        play.stage.point(lambda: bool(play.table.book.waiting) or len(there) > 1)
         play.party(1)()
 
     return [play.party(0, want_b), want_a, hold_b]
@@ -308,7 +309,8 @@ def holder_of_the_next_lock_leaves(play: Play) -> list[Program]:
 @pytest.mark.time_limit(900)
 def test_L5_a_holder_may_leave_while_a_ring_is_looked_for() -> None:
     """At any opcode of the search a holder that it passes may be gone."""
-    explore(lambda plan: run_scene(holder_of_the_next_lock_leaves, plan, frozenset({"_hops", "__exit__"})), 2, LIMIT)
+    opcodes = frozenset({"_ways", "ways", "leave"})
+    explore(lambda plan: run_scene(holder_of_the_next_lock_leaves, plan, opcodes), 2, LIMIT)
 
 
 # -- many at once -------------------------------------------------------------------------------------------

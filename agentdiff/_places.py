@@ -1,0 +1,432 @@
+"""Slots, and who is inside one lock: what the table decides for a name, once, without waiting.
+
+All of `LockEntry` runs under the table's mutex. Beside it the free path goes on without one, see `_table.py`;
+so whoever asks here who holds the name asks once, and goes by the answer.
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop
+from collections import deque
+from collections.abc import Collection
+from typing import Any, Callable, Optional, Protocol, Union
+
+import attrs
+
+from ._owner import HOLDS, GeneratorOwner, Owner, has_ended, in_words
+from ._waitqueue import Waiter, WaitQueue
+from .errors import check_amount
+
+BY_HAND = -1
+"""The depth of a slot whose last block was ended by `release()`, before its end."""
+
+
+class Limiter(Protocol):
+    """Where a slot says what its call has used, and that the API wants a pause."""
+
+    def commit(self, slot: Slot, tokens: float) -> None: ...
+
+    def hold_back(self, name: str, seconds: Optional[float]) -> None: ...
+
+
+class Slot:
+    """One held place under a lock or limit: what `with coord.lock(name) as slot` yields.
+
+    Attributes:
+        name: the lock's name.
+        agent: the agent that took it through `@coordinate(..., lock_name=...)`, else None.
+    """
+
+    # `owner` is who holds it, None once it has ended; `since` is monotonic; `outer` is the slot entered
+    # before in the same context; `depth` counts entries of its owner. Written by the table alone. There is
+    # no __init__: this object is made for every entry, and a call would cost as much as all the rest.
+    # `by_hand` counts the entries that `acquire()` made, and is there only if it made any; `charges` are what
+    # its entries have cost, and are there only under a limit.
+    __slots__ = ("__weakref__", "agent", "by_hand", "charges", "depth", "limiter", "name", "outer", "owner", "since")
+
+    name: str
+    agent: Optional[str]
+    by_hand: int
+    charges: list[Any]
+    owner: Optional[Owner]
+    since: float
+    outer: Optional[Slot]
+    depth: int
+    limiter: Limiter
+
+    def commit(self, *, tokens: float) -> None:
+        """Say how many tokens the call has used in the end; the rest of the reservation is free for others (R3).
+
+        Until then, and where it is never said, the reservation counts. Said again, the last word counts. Without a
+        limit of tokens it changes nothing.
+
+        Args:
+            tokens: all that this block has used, more than was reserved included.
+
+        Raises:
+            TypeError, ValueError: no number, or a negative one.
+        """
+        self.limiter.commit(self, check_amount("tokens", tokens))
+
+    def throttled(self, *, retry_after: Optional[float] = None) -> None:
+        """The API has answered "too many requests": nobody enters under this name until it wants calls again (R4).
+
+        Who is inside already stays. The longest pause that was asked for counts.
+
+        Args:
+            retry_after: seconds from now; None, where the API named no time: one second.
+
+        Raises:
+            TypeError, ValueError: no number, or a negative one.
+        """
+        if retry_after is not None:
+            check_amount("retry_after", retry_after)
+        self.limiter.hold_back(self.name, retry_after)
+
+    def count_by_hand(self) -> None:
+        """`acquire()` has made an entry, and `release()` is to end it."""
+        self.by_hand = getattr(self, "by_hand", 0) + 1
+
+    def count_off_by_hand(self) -> bool:
+        """`release()` ends an entry; False if it is a block's."""
+        left = getattr(self, "by_hand", 0)
+        if left:
+            self.by_hand = left - 1
+        return bool(left)
+
+    def count_in(self, me: Owner) -> None:
+        """One more entry of `me`, who is inside already."""
+        owner = self.owner
+        if owner is me:
+            self.depth += 1
+        else:
+            assert isinstance(owner, GeneratorOwner)
+            owner.guests[me] = owner.guests.get(me, 0) + 1
+
+    def count_off(self, me: Owner) -> bool:
+        """One entry of `me` less; False if there is none."""
+        owner = self.owner
+        if owner is me:
+            self.depth -= 1
+            return True
+        if isinstance(owner, GeneratorOwner) and owner.guests.get(me):
+            owner.guests[me] -= 1
+            if not owner.guests[me]:
+                del owner.guests[me]
+            return True
+        return False
+
+    def is_empty(self) -> bool:
+        """Whether all its entries have ended."""
+        return self.depth <= 0 and not (isinstance(self.owner, GeneratorOwner) and self.owner.guests)
+
+    def admits(self, me: Owner) -> bool:
+        """Whether `me` is inside by this slot: its owner, or whoever drives the generator that owns it."""
+        owner = self.owner
+        return owner is me or (isinstance(owner, GeneratorOwner) and (owner.driver is me or me in owner.guests))
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.name!r} {in_words(self.owner) if self.owner is not None else 'released'}>"
+
+
+@attrs.frozen
+class How:
+    """How somebody takes a name: what its handle, or its agent, has been told."""
+
+    timeout: Any = ...  # seconds, None for ever, `...` for what the coordinator says
+    agent: Optional[str] = None
+    lend: bool = True
+    tokens: float = 0
+
+
+PLAIN = How()
+
+
+Place = Waiter[Slot]
+
+
+class Book:
+    """What the entries of one table share."""
+
+    __slots__ = ("blocked", "entries", "now", "slots", "waiting", "woken")
+
+    def __init__(self, now: Callable[[], float], storage: Callable[[], dict[str, Any]]) -> None:
+        self.now = now
+        self.slots: dict[str, Slot] = storage()
+        self.entries: dict[str, Entry] = storage()
+        self.waiting: dict[Owner, Place] = {}
+        self.blocked: dict[AbstractEventLoop, Place] = {}  # loops whose thread sleeps in a blocking acquire
+        self.woken: deque[Place] = deque()  # whose bells are still to be rung, after the mutex
+
+    def clear(self) -> None:
+        """Nobody holds or waits any more."""
+        self.slots.clear()
+        self.entries.clear()
+        self.waiting.clear()
+        self.blocked.clear()
+        self.woken.clear()
+
+    def list(self, waiter: Place) -> None:
+        """`waiter` has joined a line."""
+        self.waiting[waiter.owner] = waiter
+        if waiter.blocks is not None:
+            self.blocked[waiter.blocks] = waiter
+
+    def unlist(self, waiter: Place) -> None:
+        """`waiter` stands in no line any more."""
+        if self.waiting.get(waiter.owner) is waiter:
+            del self.waiting[waiter.owner]
+        if waiter.blocks is not None and self.blocked.get(waiter.blocks) is waiter:
+            del self.blocked[waiter.blocks]
+
+
+class Entry(Protocol):
+    """What there is to know of a name, and to decide: one for locks, one for limits. All under the mutex."""
+
+    line: WaitQueue[Slot]
+
+    def place(self, waiter: Place) -> Optional[Slot]:
+        """The slot by which the waiter is inside now; None: it has joined the line, if it has a bell."""
+
+    def is_due(self) -> bool:
+        """Whether it may be somebody's turn."""
+
+    def serve(self) -> None:
+        """Appoint everybody whose turn it is."""
+
+    def exit(self, slot: Slot, me: Owner) -> bool:
+        """End one entry of `me`; False if there is none."""
+
+    def settle(self, slot: Slot) -> None:
+        """The slot was taken the quick way, and is not to be."""
+
+    def forsake(self, waiter: Place) -> None:
+        """The waiter has given up, in line or just appointed."""
+
+    def mine(self, me: Owner) -> Optional[Slot]:
+        """The slot by which `me` is inside."""
+
+    def inside(self) -> Collection[Slot]:
+        """Who is inside at this moment."""
+
+    def loans(self) -> list[tuple[Slot, bool]]:
+        """Who is inside, and whether on loan."""
+
+    def ways(self, waiter: Place) -> list[list[Slot]]:
+        """By what the waiter could come in: of one of these lists, all must leave first."""
+
+    def holder(self) -> Optional[Slot]:
+        """Whom to name when somebody asks who has it."""
+
+    def tidy(self) -> None:
+        """A name of which there is nothing to know costs nothing (L9)."""
+
+
+def lender(inside: Union[list[Slot], dict[Slot, list[Slot]]], claim: Slot) -> Optional[Slot]:
+    """The nearest ancestor of the claim that is inside (L2)."""
+    outer = claim.outer
+    while outer is not None:
+        if outer.name == claim.name and outer in inside:
+            return outer
+        outer = outer.outer
+    if isinstance(claim.owner, GeneratorOwner):
+        for held in reversed(inside):  # a generator within another's steps, or between them, of the same driver
+            holder = held.owner
+            if isinstance(holder, GeneratorOwner) and holder.driver is claim.owner.driver:
+                return held
+    return None
+
+
+class LockEntry:
+    """A lock beyond its holder; it exists only while there is something to know."""
+
+    __slots__ = ("book", "chain", "evicted", "hopeful", "line", "name", "root", "slots")
+
+    def __init__(self, name: str, book: Book) -> None:
+        self.name = name
+        self.book = book
+        self.slots = book.slots
+        self.line: WaitQueue[Slot] = WaitQueue()
+        self.hopeful: dict[Place, None] = {}  # those in line who may borrow
+        self.chain: list[Slot] = []  # borrowers inside, each borrowing from the one before, the first from the root
+        self.root: Optional[Slot] = None  # from whom the first of the chain borrows
+        self.evicted: set[Slot] = set()  # took the name while it was only lent; each comes to settle
+
+    # -- who is inside ------------------------------------------------------------------------------------
+
+    def inside(self) -> list[Slot]:
+        """Who is inside at this moment, the root first.
+
+        The root may leave the quick way at any time, if it looked for an entry before there was one. It looks again,
+        and will wait for the mutex to hand over.
+        """
+        root = self.slots.get(self.name)
+        if root is None:
+            return self.chain.copy()
+        return [root, *self.chain] if self.chain else [root]
+
+    def loans(self) -> list[tuple[Slot, bool]]:
+        return [(slot, place > 0) for place, slot in enumerate(self.inside())]
+
+    def mine(self, me: Owner) -> Optional[Slot]:
+        for slot in self.inside():
+            if slot.owner is me or slot.admits(me):
+                return slot
+        return None
+
+    def holder(self) -> Optional[Slot]:
+        return self.chain[-1] if self.chain else self.slots.get(self.name)
+
+    def ways(self, waiter: Place) -> list[list[Slot]]:
+        inside = self.inside()
+        by = lender(inside, waiter.claim)
+        return [inside[inside.index(by) + 1 :] if by is not None else inside]
+
+    # -- coming in ----------------------------------------------------------------------------------------
+
+    def place(self, waiter: Place) -> Optional[Slot]:
+        claim = waiter.claim
+        me = waiter.owner
+        inside = self.inside()
+        for slot in inside:
+            owner = slot.owner
+            if owner is me or (owner.__class__ is GeneratorOwner and slot.admits(me)):
+                slot.count_in(me)
+                return slot
+        if not inside:
+            if self.slots.setdefault(self.name, claim) is claim:
+                return claim
+            inside = self.inside()
+        by = lender(inside, claim) if claim.outer is not None or claim.owner.__class__ is GeneratorOwner else None
+        if by is not None and by is inside[-1]:
+            self._lend(inside, claim)
+            return claim
+        if waiter.bell is not None:
+            self.line[waiter] = None
+            if by is not None:
+                self.hopeful[waiter] = None
+            self.book.list(waiter)
+        return None
+
+    def _lend(self, inside: list[Slot], claim: Slot) -> None:
+        if not self.chain:
+            self.root = inside[0]
+        self.chain.append(claim)
+
+    def is_due(self) -> bool:
+        return bool(self.chain or self.hopeful or (self.line and self.name not in self.slots))
+
+    def serve(self) -> None:
+        if self.chain:
+            self._mend()
+        if self.line and not self.chain and self.name not in self.slots:
+            heir = next(iter(self.line))
+            if self.slots.setdefault(self.name, heir.claim) is heir.claim:
+                self._appoint(heir)
+        while self.hopeful:
+            inside = self.inside()
+            borrower = next((w for w in self.hopeful if inside and lender(inside, w.claim) is inside[-1]), None)
+            if borrower is None:
+                break
+            self._lend(inside, borrower.claim)
+            self._appoint(borrower)
+
+    def _appoint(self, waiter: Place) -> None:
+        self._unlist(waiter)
+        waiter.claim.since = self.book.now()
+        waiter.served = True
+        self.book.woken.append(waiter)
+
+    def _unlist(self, waiter: Place) -> None:
+        self.line.pop(waiter, None)
+        if self.hopeful:
+            self.hopeful.pop(waiter, None)
+        self.book.unlist(waiter)
+
+    # -- going out ----------------------------------------------------------------------------------------
+
+    def exit(self, slot: Slot, me: Owner) -> bool:
+        done = slot.count_off(me)
+        if done and slot.is_empty():
+            self._leave(slot)
+        return done
+
+    def _leave(self, slot: Slot) -> None:
+        """Take a slot out; what it had lent stays inside, on loan from its own lender or as the new root."""
+        chain = self.chain
+        if chain:
+            self._mend()
+        if slot in chain:
+            chain.remove(slot)
+        elif self.slots.get(self.name) is slot:
+            if chain:
+                self.slots[self.name] = self.root = chain.pop(0)
+            elif self.line:  # in one step, so that no newcomer finds the name free
+                heir = next(iter(self.line))
+                self.slots[self.name] = heir.claim
+                self._appoint(heir)
+                if not self.hopeful:
+                    slot.owner = None
+                    return self.tidy()
+            else:
+                del self.slots[self.name]
+        slot.owner = None
+        if self.hopeful or (self.line and not chain):
+            self.serve()
+        self.tidy()
+
+    def forsake(self, waiter: Place) -> None:
+        if waiter in self.line:
+            self._unlist(waiter)
+        self._leave(waiter.claim)
+
+    def settle(self, slot: Slot) -> None:
+        if self.chain:
+            self._mend()
+        self.evicted.discard(slot)
+        self._leave(slot)
+
+    def _mend(self) -> None:
+        """The root left the quick way while it was lent: the first borrower is the root now.
+
+        Whoever took the name in that moment took it before it looked for an entry; it will, and settle.
+        """
+        if self.slots.get(self.name) is self.root:
+            return
+        self.root = heir = self.chain.pop(0)
+        found = self.slots.setdefault(self.name, heir)
+        if found is not heir:
+            self.evicted.add(found)
+            self.slots[self.name] = heir
+
+    def tidy(self) -> None:
+        if not (self.line or self.chain or self.evicted):
+            self.book.entries.pop(self.name, None)
+
+
+def live(slot: Slot) -> Optional[Slot]:
+    """The nearest slot of a chain that hasn't ended; shortens the chain behind it, so that it can't grow for ever."""
+    found: Optional[Slot] = slot
+    while found is not None and found.owner is None:
+        found = found.outer
+    if found is not None:
+        beyond = found.outer
+        while beyond is not None and beyond.owner is None:
+            beyond = beyond.outer
+        found.outer = beyond
+    return found
+
+
+def released_inside(name: str) -> bool:
+    """Whether the slot that this context entered last under the name was let go by hand: its block has lost it."""
+    slot: Optional[Slot] = HOLDS.get()
+    while slot is not None and slot.name != name:
+        slot = slot.outer
+    return slot is not None and slot.depth == BY_HAND
+
+
+def the_only_one(inside: Collection[Slot]) -> Optional[Slot]:
+    """Whose entry it must be, if only one is inside, or only one of them has ended."""
+    if len(inside) > 1:
+        inside = [slot for slot in inside if slot.owner is not None and has_ended(slot.owner)]
+    return next(iter(inside)) if len(inside) == 1 else None

@@ -1,0 +1,101 @@
+"""The free path of a lock: taken and let go without a mutex, as long as nobody else wants the name (see `_table.py`).
+
+The product's hottest path, flat on purpose: each call and each attribute looked up within shows in the figures. So a
+name has closures of its own, made once for its handle, and not methods.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Callable, Optional, Protocol
+
+from ._owner import HOLDS, LOCAL, Owner, current_owner, running_loop
+from ._places import Book, How, Limiter, Slot, live
+
+Enter = Callable[..., Any]
+Leave = Callable[..., None]
+Ways = tuple[Enter, Leave]
+
+
+class Table(Limiter, Protocol):
+    """Where those go who can't go the quick way."""
+
+    book: Book
+
+    def settle(self, slot: Slot) -> None: ...
+
+    def enter(self, name: str, me: Owner, how: How) -> Slot: ...
+
+    def release(self, name: str, me: Owner, of_block: bool = False) -> None: ...
+
+    def pass_on(self, name: str) -> None: ...
+
+
+def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (closures, flat on purpose)
+    """What makes, for a name, the ways to enter it and to leave it."""
+    slots, entries, settle, now = table.book.slots, table.book.entries, table.settle, table.book.now
+    slowly, release, pass_on = table.enter, table.release, table.pass_on
+    setdefault = slots.setdefault
+    find = slots.get
+    held = HOLDS.get
+    hold = HOLDS.set
+    local = LOCAL
+    loop_here = running_loop
+
+    def ways(name: str, how: How) -> Ways:
+        def enter(me: Optional[Owner] = None, otherwise: Callable[[str, Owner, How], Any] = slowly) -> Any:
+            """The slot of a name that is free, or the caller's already; else what `otherwise` gives."""
+            if me is None:
+                me = local.me if loop_here() is None else current_owner()
+            outer: Optional[Slot] = held()
+            if outer is not None:
+                if outer.owner is me and find(name) is outer:
+                    outer.depth += 1
+                    return outer
+                outer = live(outer) if outer.owner is not None or outer.outer is not None else None
+            slot = Slot()
+            slot.limiter = table
+            slot.name = name
+            slot.owner = me
+            slot.depth = 1
+            slot.agent = None
+            slot.since = now()
+            slot.outer = outer
+            try:
+                found = setdefault(name, slot)
+                if found is slot:
+                    if name not in entries:
+                        hold(slot)
+                        return slot
+                    settle(slot)
+                    return otherwise(name, me, how)
+            except BaseException:  # Ctrl-C in just this moment
+                if slot.owner is not None:
+                    settle(slot)
+                raise
+            if found.owner is me:
+                found.depth += 1
+                return found
+            return otherwise(name, me, how)
+
+        def leave(
+            kind: Optional[type[BaseException]] = None,
+            error: Optional[BaseException] = None,
+            trace: Optional[TracebackType] = None,
+        ) -> None:
+            """End the block that this context has entered last."""
+            slot: Optional[Slot] = held()
+            if slot is not None and find(name) is slot and name not in entries:
+                if slot.depth > 1:
+                    slot.depth -= 1
+                    return
+                del slots[name]
+                slot.owner = None
+                if name in entries:
+                    pass_on(name)
+            else:
+                release(name, current_owner(), True)
+
+        return enter, leave
+
+    return ways

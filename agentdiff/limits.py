@@ -1,0 +1,527 @@
+"""Limits: how many at once, how many requests and tokens in any window of time; and who waits for which.
+
+A limit is declared once, and the locks of its name obey it. `LimitEntry` decides for such a name, under the table's
+mutex, as `LockEntry` does for a lock; an `Account` counts what has been used.
+
+What an entry has been granted is an open charge until its thread or task is awake and enters the block. Only from
+then on its window runs: R2 is measured there, and a thread that is slow to wake must not make the window longer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Optional, Union
+
+import attrs
+
+from ._owner import GeneratorOwner, Owner
+from ._places import Book, LockEntry, Place, Slot, lender
+from ._waitqueue import WaitQueue
+from .deadlock import LimitInfo
+from .errors import check_amount
+
+
+def _check_count(limit: Limit, attribute: Any, number: Any) -> None:
+    if number is None:
+        return
+    what = attribute.name
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{what} must be a whole number or None, not {type(number).__name__}: {number!r}")
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, not {number}: nobody would ever get in")
+
+
+def _check_seconds(limit: Limit, attribute: Any, seconds: Any) -> None:
+    check_amount(attribute.name, seconds)
+    if not seconds and attribute.name == "per":
+        raise ValueError("per must be more than 0 seconds")
+
+
+@attrs.frozen
+class Limit:
+    """What a name allows (R1); None is no limit. `per` and `margin` are seconds."""
+
+    concurrency: Optional[int] = attrs.field(default=None, validator=_check_count)
+    requests: Optional[int] = attrs.field(default=None, validator=_check_count)
+    tokens: Optional[int] = attrs.field(default=None, validator=_check_count)
+    per: float = attrs.field(default=60.0, validator=_check_seconds)
+    margin: float = attrs.field(default=0.1, validator=_check_seconds)
+
+    def __attrs_post_init__(self) -> None:
+        if self.concurrency is None and self.requests is None and self.tokens is None:
+            raise ValueError("a limit needs at least one of concurrency, requests and tokens")
+
+    def refusal(self, name: str, tokens: float) -> Optional[ValueError]:
+        """What to say to a request that can never be granted (R5)."""
+        if self.tokens is None or tokens <= self.tokens:
+            return None
+        return ValueError(
+            f"{tokens:g} tokens can never be had from limit {name!r}: it allows {self.tokens} in {self.per:g} s"
+        )
+
+
+class Charge:
+    """What one entry costs: a request, and tokens. `at` is when its block was entered, None before."""
+
+    __slots__ = ("at", "counts", "entry", "tokens")
+
+    def __init__(self, entry: LimitEntry, tokens: float) -> None:
+        self.entry = entry
+        self.tokens = tokens
+        self.at: Optional[float] = None
+        self.counts = True  # until its window is over
+
+    def enter(self, now: float) -> None:
+        """The block is entered now."""
+        if self.at is None and self.counts:
+            self.at = now
+            self.entry.account.enter(self)
+            self.entry.serve()
+
+
+class Account:
+    """What has been used within the window; exact, whatever the order of things."""
+
+    __slots__ = ("entered", "limit", "open", "resume_at", "tokens")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.entered: deque[Charge] = deque()  # in the order of their times
+        self.open = 0  # charges that have not entered yet
+        self.tokens: float = 0  # of all these
+        self.resume_at = 0.0  # nobody enters before (R4)
+
+    @property
+    def used(self) -> int:
+        """How many requests count at the moment."""
+        return len(self.entered) + self.open
+
+    def charge(self, entry: LimitEntry, tokens: float) -> Charge:
+        """Grant an entry: it counts at once, and its window begins with `enter`."""
+        charge = Charge(entry, tokens)
+        self.open += 1
+        self.tokens += tokens
+        return charge
+
+    def enter(self, charge: Charge) -> None:
+        """The block of the charge has been entered."""
+        self.open -= 1
+        if self.limit.requests is None and self.limit.tokens is None:
+            self._forget(charge)
+        else:
+            self.entered.append(charge)
+
+    def refund(self, charge: Charge) -> None:
+        """It was granted, and is not wanted any more."""
+        if charge.at is None and charge.counts:
+            self.open -= 1
+            self._forget(charge)
+
+    def settle(self, charge: Charge, tokens: float) -> None:
+        """It has used so many tokens in the end (R3)."""
+        if charge.counts:
+            self.tokens += tokens - charge.tokens
+            charge.tokens = tokens
+
+    def expire(self, now: float) -> None:
+        """Forget what no window that ends from now on can hold."""
+        window = self.limit.per + self.limit.margin
+        entered = self.entered
+        while entered and (entered[0].at or 0.0) + window <= now:
+            self._forget(entered.popleft())
+
+    def _forget(self, charge: Charge) -> None:
+        charge.counts = False
+        self.tokens -= charge.tokens
+        if not self.entered and not self.open:
+            self.tokens = 0  # sums of fractions drift
+
+    def due(self, now: float, tokens: float) -> Optional[float]:
+        """From when on the limit allows another entry; None: not known before open charges have entered."""
+        limit = self.limit
+        when = max(now, self.resume_at)
+        entered = self.entered
+        window = limit.per + limit.margin
+        if limit.requests is not None:
+            excess = self.used + 1 - limit.requests
+            if excess > len(entered):
+                return None
+            if excess > 0:
+                when = max(when, (entered[excess - 1].at or 0.0) + window)
+        if limit.tokens is not None:
+            excess_tokens = self.tokens + tokens - limit.tokens
+            for charge in entered:
+                if excess_tokens <= 0:
+                    break
+                excess_tokens -= charge.tokens
+                if charge.tokens:
+                    when = max(when, (charge.at or 0.0) + window)
+            if excess_tokens > 0:
+                return None
+        return when
+
+    def forget_open(self) -> None:
+        """After a fork: what had not entered yet is the parent's."""
+        self.open = 0
+        self.tokens = sum(charge.tokens for charge in self.entered)
+
+
+class Request:
+    """What a waiter asks of a limit, and what has become of it."""
+
+    __slots__ = ("charge", "due", "error", "slot")
+
+    def __init__(self) -> None:
+        self.due: Optional[float] = None  # when to look again, for the one whose turn is next
+        self.slot: Optional[Slot] = None  # by which it is inside: its claim, or a slot that it has entered again
+        self.charge: Optional[Charge] = None
+        self.error: Optional[ValueError] = None  # the limit has been changed: it can never be granted
+
+    def enter(self, now: float) -> None:
+        """Its block is entered now."""
+        if self.charge is not None:
+            self.charge.enter(now)
+
+
+class LimitEntry:
+    """Who is inside a limited name, who waits, who comes next (R1, R2).
+
+    First come, first served (L3), and whoever is first waits until all that it asks for is there, so that a big
+    request doesn't starve behind small ones. Before them come those who need no place: a holder that enters again
+    and a borrower, since nobody can leave who is kept from going on inside.
+
+    A name that is limited never goes the quick way: a slot of ours lies in the table's dict, which nobody owns.
+    """
+
+    __slots__ = ("_armed", "_chains", "_closed", "_former", "_owners", "_places", "account", "book", "hopeful", "limit",
+                 "line", "name")  # fmt: skip
+
+    def __init__(self, name: str, book: Book, limit: Limit, before: LockEntry) -> None:
+        self.name = name
+        self.book = book
+        self.limit = limit
+        self.account = Account(limit)
+        self.line: WaitQueue[Slot] = before.line
+        self.hopeful = before.hopeful  # those in line who may come in without a place of their own
+        self._armed: Optional[Place] = None  # who sleeps until its time
+        self._chains: dict[Slot, list[Slot]] = {}  # the place of each slot inside: who has it, and who borrows it
+        self._owners: dict[Owner, Slot] = {}
+        self._places = 0
+        self._closed = Slot()
+        self._closed.name = name
+        self._closed.owner = self._closed.outer = self._closed.agent = None
+        self._closed.depth = 0
+        self._closed.since = 0.0
+        chain = [slot for slot, _ in before.loans()]
+        self._former = chain[0] if chain else None  # it may still leave the quick way
+        for slot in chain:
+            self._chains[slot] = chain
+            assert slot.owner is not None
+            self._owners[slot.owner] = slot
+        self._places = 1 if chain else 0
+        for waiter in self.line:
+            waiter.request = Request()
+        book.slots[name] = self._closed
+
+    def forget(self) -> None:
+        """Nobody holds or waits any more (L13)."""
+        self.line.clear()
+        self.hopeful.clear()
+        self._chains.clear()
+        self._owners.clear()
+        self._places = 0
+        self._armed = self._former = None
+        self.account.forget_open()
+        self.book.entries[self.name] = self
+        self.book.slots[self.name] = self._closed
+
+    # -- who is inside ------------------------------------------------------------------------------------
+
+    def inside(self) -> list[Slot]:
+        return list(self._chains)
+
+    def loans(self) -> list[tuple[Slot, bool]]:
+        return [(slot, chain[0] is not slot) for slot, chain in self._chains.items()]
+
+    def mine(self, me: Owner) -> Optional[Slot]:
+        slot = self._owners.get(me)
+        if slot is not None:
+            return slot
+        for owner, slot in self._owners.items():
+            if isinstance(owner, GeneratorOwner) and slot.admits(me):
+                return slot
+        return None
+
+    def holder(self) -> Optional[Slot]:
+        return None if self._has_room() else next(iter(self._chains), None)
+
+    def _has_room(self) -> bool:
+        return self.limit.concurrency is None or self._places < self.limit.concurrency
+
+    def is_free(self) -> bool:
+        """Whether somebody new would get in at once."""
+        self.serve()
+        now = self.book.now()
+        due = self.account.due(now, 0)
+        return not self.line and self._has_room() and due is not None and due <= now
+
+    def ways(self, waiter: Place) -> list[list[Slot]]:
+        if self._opening(waiter) is not None:
+            return [[]]  # it waits for time to pass, and not for anybody
+        by = lender(self._chains, waiter.claim)
+        chains = {id(chain): chain for chain in self._chains.values()}
+        return [chain[chain.index(by) + 1 :] if by in chain else chain.copy() for chain in chains.values()]
+
+    # -- coming in ----------------------------------------------------------------------------------------
+
+    def _opening(self, waiter: Place) -> Union[Slot, list[Slot], None]:
+        """The slot that it would enter again, or the place that it would take; None if there is none now."""
+        again = self.mine(waiter.owner)
+        if again is not None:
+            return again
+        by = lender(self._chains, waiter.claim) if self._may_borrow(waiter) else None
+        if by is not None and self._chains[by][-1] is by:
+            return self._chains[by]
+        return [] if self._has_room() else None
+
+    @staticmethod
+    def _may_borrow(waiter: Place) -> bool:
+        return waiter.claim.outer is not None or isinstance(waiter.owner, GeneratorOwner)
+
+    def place(self, waiter: Place) -> Optional[Slot]:
+        refusal = self.limit.refusal(self.name, waiter.tokens)
+        if refusal is not None:
+            raise refusal
+        waiter.request = Request()
+        opening = self._opening(waiter)
+        now = self.book.now()
+        due = self.account.due(now, waiter.tokens)
+        first = opening is not None and self._next_inside() is None and (bool(opening) or not self.line)
+        if first and due is not None and due <= now:
+            return self._let_in(waiter)
+        if waiter.bell is not None:
+            self.line[waiter] = None
+            if opening or (self._may_borrow(waiter) and lender(self._chains, waiter.claim)):
+                self.hopeful[waiter] = None
+            self.book.list(waiter)
+            if first:
+                self._arm(waiter, due, asleep=False)
+        return None
+
+    def _next_inside(self) -> Optional[Place]:
+        """The first who needs no place of its own now."""
+        return next((waiter for waiter in self.hopeful if self._opening(waiter)), None)
+
+    def _let_in(self, waiter: Place) -> Slot:
+        opening = self._opening(waiter)
+        claim = slot = waiter.claim
+        if isinstance(opening, Slot):
+            slot = opening
+            slot.count_in(waiter.owner)
+        else:
+            chain = opening if opening is not None else []
+            self._places += not chain
+            chain.append(claim)
+            self._chains[claim] = chain
+            self._owners[waiter.owner] = claim
+            claim.since = self.book.now()
+        charge = self.account.charge(self, waiter.tokens)
+        if hasattr(slot, "charges"):
+            slot.charges.append(charge)
+        else:
+            slot.charges = [charge]
+        waiter.request.slot = slot
+        waiter.request.charge = charge
+        return slot
+
+    def is_due(self) -> bool:
+        return True
+
+    def serve(self) -> None:
+        self._mend()
+        now = self.book.now()
+        self.account.expire(now)
+        while True:
+            waiter = self._next()
+            if waiter is None:
+                self._disarm()
+                return
+            due = self.account.due(now, waiter.tokens)
+            if due is None or due > now:
+                self._arm(waiter, due)
+                return
+            self._unlist(waiter)
+            self._let_in(waiter)
+            waiter.served = True
+            self.book.woken.append(waiter)
+
+    def _next(self) -> Optional[Place]:
+        """Whose turn it is, once the account allows it; None if nobody could come in even then."""
+        inner = self._next_inside() if self.hopeful else None
+        if inner is not None:
+            return inner
+        first = next(iter(self.line), None)
+        return first if first is not None and self._opening(first) is not None else None
+
+    def _arm(self, waiter: Place, due: Optional[float], asleep: bool = True) -> None:
+        """Have the next in line look again when its time has come: it alone sleeps with a time."""
+        if self._armed is not waiter:
+            self._disarm()
+            self._armed = waiter
+        if waiter.request.due != due:
+            waiter.request.due = due
+            if asleep:
+                self.book.woken.append(waiter)
+
+    def _disarm(self) -> None:
+        if self._armed is not None:
+            self._armed.request.due = None
+            self._armed = None
+
+    def _unlist(self, waiter: Place) -> None:
+        self.line.pop(waiter, None)
+        self.hopeful.pop(waiter, None)
+        self.book.unlist(waiter)
+        if self._armed is waiter:
+            self._disarm()
+
+    # -- going out ----------------------------------------------------------------------------------------
+
+    def exit(self, slot: Slot, me: Owner) -> bool:
+        if slot not in self._chains or not slot.count_off(me):
+            return False
+        charges = getattr(slot, "charges", [])
+        if charges and charges[-1].at is None:  # it was taken with others, and not all could be had
+            self.account.refund(charges.pop())
+        elif len(charges) > 1:  # the last is kept: `commit` may come after the block
+            charges.pop()
+        if slot.is_empty():
+            self._leave(slot)
+        else:
+            self.serve()
+        return True
+
+    def _leave(self, slot: Slot) -> None:
+        """Take a slot out; the place is free when all who borrow it have left."""
+        chain = self._chains.pop(slot)
+        chain.remove(slot)
+        self._places -= not chain
+        owner, slot.owner = slot.owner, None
+        if owner is not None and self._owners.get(owner) is slot:
+            del self._owners[owner]
+        self.serve()
+
+    def forsake(self, waiter: Place) -> None:
+        request = waiter.request
+        if waiter in self.line:
+            self._unlist(waiter)
+        elif request is None:  # appointed when the name was a lock still
+            if waiter.claim in self._chains:
+                self._leave(waiter.claim)
+        elif request.charge is not None:
+            slot, charge = request.slot, request.charge
+            request.charge = None
+            self.account.refund(charge)
+            if charge in slot.charges:
+                slot.charges.remove(charge)
+            if slot in self._chains and slot.count_off(waiter.owner) and slot.is_empty():
+                self._leave(slot)
+        self.serve()
+
+    def settle(self, slot: Slot) -> None:
+        slot.owner = None
+        self.serve()
+
+    def _mend(self) -> None:
+        """Whoever held the name when it was a lock may leave the quick way, and let others in behind it."""
+        if self.book.slots.get(self.name) is not self._closed:
+            self.book.slots[self.name] = self._closed
+        former = self._former
+        if former is not None and former.owner is None:
+            self._former = None
+            chain = self._chains.pop(former, None)
+            if chain is not None:
+                chain.remove(former)
+                self._places -= not chain
+                self._owners = {slot.owner: slot for slot in self._chains if slot.owner is not None}
+
+    def tidy(self) -> None:
+        """It stays: it was declared."""
+
+    # -- what users say -----------------------------------------------------------------------------------
+
+    def change(self, limit: Limit) -> None:
+        """The limit has been declared anew."""
+        self.limit = self.account.limit = limit
+        for waiter in list(self.line):
+            waiter.request.error = limit.refusal(self.name, waiter.tokens)
+            if waiter.request.error is not None:
+                self._unlist(waiter)
+                self.book.woken.append(waiter)
+        self.serve()
+
+    def commit(self, slot: Slot, tokens: float) -> None:
+        """The innermost entry of the slot has used so many tokens (R3)."""
+        if slot.charges:
+            self.account.settle(slot.charges[-1], tokens)
+            self.serve()
+
+    def hold_back(self, until: float) -> None:
+        """Nobody enters before (R4)."""
+        self.account.resume_at = max(self.account.resume_at, until)
+        self.serve()
+
+    def info(self) -> LimitInfo:
+        """What it allows, and what is used (L11)."""
+        self.serve()
+        now = self.book.now()
+        account = self.account
+        due = account.due(now, 0)
+        return LimitInfo(
+            name=self.name,
+            **attrs.asdict(self.limit),
+            places_taken=self._places,
+            requests_used=account.used,
+            tokens_used=account.tokens,
+            next_free=due - now if due is not None and self._has_room() else None,
+            held_back_for=max(account.resume_at - now, 0.0),
+            waiting=len(self.line),
+        )
+
+
+def retry_after(error: BaseException) -> Optional[float]:
+    """How many seconds the API wants to be left alone, by the headers of the error's response; None if they don't say.
+
+    Both official clients, and whatever else is built on httpx or requests, keep it as `error.response.headers`.
+    """
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    if headers is None:
+        return None
+    for header, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        said = headers.get(header)
+        if said is None:
+            continue
+        try:
+            seconds = float(said) * scale
+        except ValueError:
+            seconds = _until(str(said))
+        if 0 <= seconds < float("inf"):
+            return seconds
+    return None
+
+
+def _until(date: str) -> float:
+    """`retry-after` may be a date too."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(parsedate_to_datetime(date).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):  # neither is it
+        return -1.0
+
+
+def all_limits(entries: Any) -> Iterator[LimitEntry]:
+    """Those of them that are limits."""
+    return (entry for entry in entries if isinstance(entry, LimitEntry))
