@@ -1,11 +1,13 @@
 """Keep programs made of several agents out of concurrency trouble: named locks, and events that chain agents."""
 
+from ._lanes import Delivery, Subscription
 from ._places import Slot
-from .bus import Delivery, Subscription
+from .bus import Expected
 from .coordinator import Coordinator, Counts, Snapshot
 from .deadlock import HolderInfo, LimitInfo, LockInfo, WaiterInfo
 from .default import configure, coordinate, default_coordinator, emit, limit, lock, when
 from .errors import (
+    CascadeError,
     ClosedError,
     CoordinationError,
     CoordinationTimeoutError,
@@ -18,6 +20,7 @@ from .events import Event, Run
 from .locks import Lock, LockGroup
 
 __all__ = [
+    "CascadeError",
     "ClosedError",
     "CoordinationError",
     "CoordinationTimeoutError",
@@ -26,6 +29,7 @@ __all__ = [
     "DeadlockError",
     "Delivery",
     "Event",
+    "Expected",
     "HolderInfo",
     "LimitInfo",
     "Lock",

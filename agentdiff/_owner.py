@@ -10,9 +10,11 @@ import gc
 import sys
 import threading
 from asyncio import AbstractEventLoop, Task, _get_running_loop, current_task
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import CodeType, FrameType
-from typing import Any, Optional, Union
+from typing import Any, Optional, Protocol, Union
 
 import attrs
 
@@ -39,13 +41,39 @@ class GeneratorOwner:
 Owner = Union[ThreadOwner, GeneratorOwner, "Task[Any]"]
 
 
+class Lender(Protocol):
+    """Workers that put another thread to work while one of theirs waits (E16)."""
+
+    def lend(self) -> None: ...
+
+    def take_back(self) -> None: ...
+
+
 class _Local(threading.local):
     def __init__(self) -> None:
         self.me = ThreadOwner(threading.current_thread())
+        self.workers: Optional[Lender] = None  # whose thread this is
+        self.lane: Any = None  # whose events this thread is handling
 
 
 LOCAL = _Local()
-"""`LOCAL.me` is the calling thread's owner. Hot paths read it here when no loop runs."""
+"""`LOCAL.me` is the calling thread's owner. Hot paths read it here when no loop runs. By the others, waits of all kinds
+tell those who have work for this thread, or for the events that come after the one it handles."""
+
+
+@contextmanager
+def lent_worker() -> Iterator[None]:
+    """Around a wait: if this thread is a worker, another may work meanwhile."""
+    workers = LOCAL.workers
+    if workers is None:
+        yield
+        return
+    workers.lend()
+    try:
+        yield
+    finally:
+        workers.take_back()
+
 
 running_loop = _get_running_loop
 

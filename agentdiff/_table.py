@@ -22,7 +22,18 @@ from types import TracebackType
 from typing import Any, Callable, Optional
 
 from ._clock import Clock
-from ._owner import HOLDS, GeneratorOwner, Owner, agent_of, has_ended, in_words, loop_of, running_loop
+from ._owner import (
+    HOLDS,
+    LOCAL,
+    GeneratorOwner,
+    Owner,
+    agent_of,
+    has_ended,
+    in_words,
+    lent_worker,
+    loop_of,
+    running_loop,
+)
 from ._places import BY_HAND, Book, Entry, How, LockEntry, Place, Slot, live, released_inside, the_only_one
 from ._quick import make_ways
 from ._waitqueue import TaskBell, ThreadBell, Waiter
@@ -227,9 +238,14 @@ class LockTable:
         if slot is not None or bell is None:
             return slot
         try:
-            bell.sleep(self._clock, self._first_spell(waiter))
+            if LOCAL.workers is None:
+                bell.sleep(self._clock, self._first_spell(waiter))
+            else:
+                with lent_worker():  # E16
+                    bell.sleep(self._clock, self._first_spell(waiter))
             while not waiter.served and self._look_again(waiter):
-                bell.sleep(self._clock, self._spell(waiter))
+                with lent_worker():
+                    bell.sleep(self._clock, self._spell(waiter))
             return self._wake_up(waiter, lend, whole)
         except BaseException:
             self._give_up(waiter)

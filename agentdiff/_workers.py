@@ -22,7 +22,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, Callable, Optional, Protocol
 
-from ._owner import all_frames
+from ._owner import LOCAL, all_frames
 
 logger = logging.getLogger("agentdiff")
 
@@ -84,6 +84,8 @@ class Workers:
         except IndexError:
             if len(self._threads) < self.limit:
                 self._start()
+        except RuntimeError:
+            pass  # rung twice: by somebody who took his time, see `_unpark`
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._work, name=f"{self._name}-worker-{next(self._numbers)}", daemon=True)
@@ -100,8 +102,11 @@ class Workers:
     def _work(self) -> None:
         bell = threading.Lock()
         bell.acquire()
+        LOCAL.workers = self
         while True:
-            self.run_jobs()
+            self.run_jobs(while_wanted=True)
+            if len(self._threads) > self.limit and self._retire(surplus=True):
+                return
             self._parked.append(bell)
             if self._jobs:
                 self._unpark(bell)
@@ -111,27 +116,44 @@ class Workers:
                     return
 
     def _unpark(self, bell: threading.Lock) -> None:
-        """Stop being parked; if somebody has taken the bell meanwhile, wait for the ring."""
+        """Stop being parked. If somebody has taken the bell meanwhile, he will ring it, unless Ctrl-C has come between.
+
+        So nobody waits for it: a ring that is late ends the next sleep too soon, which does no harm.
+        """
         try:
             self._parked.remove(bell)
         except ValueError:
-            bell.acquire()
+            bell.acquire(False)
 
-    def _retire(self) -> bool:
+    def _retire(self, surplus: bool = False) -> bool:
         """End this thread, unless a job has come: whoever submitted it may have counted on it."""
         me = threading.current_thread()
         with self._mutex:
+            if surplus and len(self._threads) <= self.limit:
+                return False
             self._threads.discard(me)
-            if self._jobs:
+            if self._jobs and not surplus:
                 self._threads.add(me)
                 return False
             self._ending = [thread for thread in self._ending if thread.is_alive()]
             self._ending.append(me)
         return True
 
-    def run_jobs(self) -> None:
-        """Run what is there, on this thread."""
-        while True:
+    def lend(self) -> None:
+        """One of the threads is going to wait: another may work meanwhile (E16)."""
+        with self._mutex:
+            self.limit += 1
+        if self._jobs and not self._parked:
+            self._start()
+
+    def take_back(self) -> None:
+        """It goes on. There may be one thread too many for a while; it goes when it has done its job."""
+        with self._mutex:
+            self.limit -= 1
+
+    def run_jobs(self, while_wanted: bool = False) -> None:
+        """Run what is there, on this thread; `while_wanted` ends that when there are more threads than are allowed."""
+        while not (while_wanted and len(self._threads) > self.limit):
             try:
                 job = self._jobs.popleft()
             except IndexError:
@@ -270,6 +292,9 @@ class Drainable(Protocol):
     def drain(self, timeout: Optional[float]) -> bool:
         """Let the work go on for `timeout` seconds, lending a hand where no thread can; True when all is done."""
 
+    def end_waits(self) -> None:
+        """Nobody else lives: what is left may be waiting for something that nobody will do."""
+
     def abandon(self, why: str) -> None:
         """Say what will not be done."""
 
@@ -343,6 +368,9 @@ def _drain_all(started: float) -> bool:
     members = [what for what in _members() if not _is_late(what, started)]
     before = [what.accepted for what in members]
     done = [what.drain(_POLL) for what in members]
+    if not all(done) and not any(map(_may_emit, threading.enumerate())):
+        for what in members:
+            what.end_waits()
     return all(done) and before == [what.accepted for what in members]
 
 

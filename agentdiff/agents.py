@@ -17,10 +17,11 @@ from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, Callable, Optional, TypeVar, Union, cast
 
 from ._clock import check_timeout
+from ._lanes import Cause, Lane, cause_here
 from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_owner, running_loop
 from ._places import How, Slot
 from ._table import LockTable
-from .bus import Bus, Cause, Lane
+from .bus import Bus
 from .errors import check_amount, text_of
 from .events import CAUSE
 from .limits import retry_after
@@ -138,7 +139,7 @@ class _Call:
     def _tell_start(self) -> None:
         agent = self.agent
         bus = agent.bus
-        outer = bus.own_cause(CAUSE.get())
+        outer = bus.own_cause(cause_here())
         self.lane = bus.lane_of(outer)
         data = {"args": self.args, "kwargs": self.kwargs, "agent": agent.name, "timestamp": agent.clock.time()}
         started = bus.emit_lifecycle(agent.started, data, agent.name, outer, self.lane)
@@ -232,7 +233,7 @@ class _Call:
         if not self.heard:
             if not agent.is_heard():
                 return
-            self.cause = agent.bus.own_cause(CAUSE.get())  # somebody has begun to listen meanwhile
+            self.cause = agent.bus.own_cause(cause_here())  # somebody has begun to listen meanwhile
         data: dict[str, Any] = {
             "agent": agent.name,
             "timestamp": agent.clock.time(),

@@ -1,9 +1,7 @@
-"""The event bus: subscriptions, lanes, deliveries.
+"""The event bus: who listens to what, what `emit` does, how handlers are called, and who waits for them.
 
-`emit` takes no mutex and waits for nobody (E4): it looks the route up, puts a delivery at the end of
-its lane, and if nobody works on that lane, hands the lane to a worker. A lane is worked on by whoever
-holds its `turn`, so its events are delivered one at a time (E2). Who lets a turn go looks at the lane
-once more afterwards; who adds to a lane tries for the turn afterwards. So nothing is left lying.
+`emit` takes no mutex and waits for nobody (E4): it looks the route up, puts a delivery at the end of its lane, and
+has a worker come if none is on its way. How lanes keep their order is told in `_lanes.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +12,9 @@ import os
 import re
 import threading
 import traceback
-from asyncio import AbstractEventLoop, CancelledError, Task
-from collections import deque
-from collections.abc import Generator
-from contextlib import suppress
+from asyncio import AbstractEventLoop, Task
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from itertools import count
 from types import CoroutineType, TracebackType
@@ -25,380 +22,128 @@ from typing import Any, Callable, Optional, Union
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ._clock import Clock, check_timeout
-from ._owner import GeneratorOwner, ThreadOwner, current_owner, running_loop
+from ._lanes import Away, Cause, Delivery, Handler, Lane, Subscription, cause_here, name_of
+from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, current_task_of, lent_worker, running_loop
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import OwnLoop, Tally, Workers, drain_at_exit
-from .errors import ClosedError, CoordinationTimeoutError, DeadlockError, LoopClosedError, QueueFullError, text_of
+from .errors import (
+    CascadeError,
+    ClosedError,
+    CoordinationTimeoutError,
+    DeadlockError,
+    LoopClosedError,
+    QueueFullError,
+    text_of,
+)
 from .events import CAUSE, Event, Run, as_regex, check_name, is_pattern
 
 logger = logging.getLogger("agentdiff")
 
-Handler = Callable[[Any], Any]
-Emit = Callable[..., "Delivery"]
+Emit = Callable[..., Delivery]
 
 _ROUTES_KEPT = 4096
-_TURNS_BEFORE_OTHERS = 64
 _HELP_EVERY = 0.02
+_NAMES_SHOWN = 12
 
 
-class Subscription:
-    """What `on` gives back: cancel it, or use it as a context manager that cancels at the end (E10).
+class Expected:
+    """What `coord.expect(name)` gives: the next event of this name, from the moment on when the block began (E15).
 
     >>> from agentdiff import Coordinator
     >>> with Coordinator() as coord:
-    ...     with coord.on("ready", print):
-    ...         _ = coord.emit("ready", "once").wait()
-    ...     _ = coord.emit("ready", "nobody listens any more")
-    once
+    ...     with coord.expect("answer") as expected:
+    ...         _ = coord.emit("answer", 42)
+    ...         expected.wait(timeout=5).data
+    42
     """
 
-    __slots__ = (
-        "_active",
-        "_bus",
-        "_claim",
-        "_is_async",
-        "_loop",
-        "_order",
-        "concurrent",
-        "handler",
-        "name",
-        "once",
-        "pass_event",
-    )  # fmt: skip
+    __slots__ = ("_bells", "_bus", "_event", "error", "matches", "name")
 
-    def __init__(
-        self,
-        bus: Bus,
-        name: str,
-        handler: Handler,
-        order: int,
-        loop: Optional[AbstractEventLoop],
-        is_async: bool,
-        pass_event: bool,
-        concurrent: bool,
-        once: bool,
-    ) -> None:
+    def __init__(self, bus: Bus, name: str) -> None:
         self.name = name
-        self.handler = handler
-        self.pass_event = pass_event
-        self.concurrent = concurrent
-        self.once = once
+        self.error: Optional[BaseException] = None
         self._bus = bus
-        self._order = order
-        self._loop = loop
-        self._is_async = is_async
-        self._active = True
-        self._claim = threading.Lock() if once else None
+        self._bells: list[Bell] = []
+        self._event: Optional[Event] = None
+        self.matches = re.compile(as_regex(check_name(name)), re.DOTALL).fullmatch
 
     def __repr__(self) -> str:
-        return f"<Subscription {self.name!r} {_name_of(self.handler)}{'' if self._active else ' cancelled'}>"
+        return f"<Expected {self.name!r} {'has come' if self._event is not None else 'not yet'}>"
 
     @property
-    def active(self) -> bool:
-        """Whether it has not been cancelled."""
-        return self._active
+    def event(self) -> Optional[Event]:
+        """The event, once it has been emitted."""
+        return self._event
 
-    def cancel(self) -> None:
-        """Have no further call started, for events that are queued already too; one that runs may finish (E10)."""
-        self._bus.unsubscribe(self)
+    def wait(self, timeout: Optional[float] = None) -> Event:
+        """Block this thread until the event is emitted. In a handler, others go on meanwhile (E16).
 
-    def __enter__(self) -> Subscription:
+        Args:
+            timeout: seconds; None waits.
+
+        Raises:
+            CoordinationTimeoutError: it did not come in time.
+            DeadlockError: nobody is left who could emit it: the process is ending (E6).
+        """
+        timeout = check_timeout(timeout)
+        self._bus.sleep(self._add, self._drop, self._is_over, timeout, lane_too=True)
+        return self._outcome(timeout)
+
+    async def wait_async(self, timeout: Optional[float] = None) -> Event:
+        """The same on a loop, which goes on meanwhile."""
+        timeout = check_timeout(timeout)
+        bell = TaskBell()
+        self._add(bell)
+        try:
+            if not self._is_over() and timeout != 0:
+                await self._bus.sleep_async(bell, timeout, lane_too=True)
+        finally:
+            self._drop(bell)
+        return self._outcome(timeout)
+
+    def _outcome(self, timeout: Optional[float]) -> Event:
+        if self._event is not None:
+            return self._event
+        if self.error is not None:
+            raise self.error
+        raise CoordinationTimeoutError(
+            f"no event {self.name!r} was emitted within {timeout:g} s", name=self.name, timeout=timeout
+        )
+
+    def _is_over(self) -> bool:
+        return self._event is not None or self.error is not None
+
+    def _add(self, bell: Bell) -> None:
+        with self._bus.mutex:
+            self._bells.append(bell)
+
+    def _drop(self, bell: Bell) -> None:
+        with self._bus.mutex:
+            if bell in self._bells:
+                self._bells.remove(bell)
+
+    def offer(self, delivery: Delivery) -> bool:
+        """An event has been emitted: is it the one?"""
+        if self._event is None and self.matches(delivery.name):
+            self._event = delivery.event
+            return True
+        return False
+
+    def end(self, error: Optional[BaseException] = None) -> None:
+        """Wake whoever waits."""
+        if error is not None and self._event is None:
+            self.error = error
+        for bell in list(self._bells):
+            bell.ring()
+
+    def __enter__(self) -> Expected:
+        self._bus.expect(self)
         return self
 
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        self.cancel()
-
-    def _may_start(self) -> bool:
-        """Asked right before a call: not cancelled, and for `once` the first to ask."""
-        if not self._active:
-            return False
-        if self._claim is not None:
-            if not self._claim.acquire(False):
-                return False
-            self._bus.unsubscribe(self)
-        return True
-
-
-class Cause:
-    """Why events are emitted in this context: a handler at work, an agent's call, a `run` block."""
-
-    # `lane` is where the events go that it causes; None: to be found by `Bus.lane_of`. `number` is that of the
-    # event behind it, None for a run block outside of any. `handled` says that a handler of this event is at work.
-    __slots__ = ("bus", "depth", "handled", "lane", "name", "number", "outer")
-
-    bus: Bus
-    outer: Optional[Cause]
-    lane: Optional[Lane]
-    number: Optional[int]
-    name: str
-    depth: int
-    handled: bool
-
-
-class Lane:
-    """The order within a run, or a thread or task outside of any: its events are delivered one at a time (E2)."""
-
-    __slots__ = ("__weakref__", "_bus", "parked", "queue", "run_id", "turn")
-
-    def __init__(self, bus: Bus, run_id: Optional[str]) -> None:
-        self.run_id = run_id
-        self.queue: deque[Delivery] = deque()
-        self.turn = threading.Lock()
-        self.parked: Optional[Delivery] = None  # waits for an async handler; only the turn's holder looks at it
-        self._bus = bus
-
-    def park(self, delivery: Delivery, place: int) -> None:
-        """Have the next `run` go on with this delivery, at this handler."""
-        delivery._next = place
-        self.parked = delivery
-
-    def run(self) -> None:
-        """Deliver, in turn, until nothing is left or an async handler is to be waited for."""
-        bus = self._bus
-        queue = self.queue
-        delivery, self.parked = self.parked, None
-        place = 0 if delivery is None else delivery._next
-        turns = 0
-        while True:
-            if bus.abandoned:
-                queue.clear()
-            if delivery is None:
-                try:
-                    delivery = queue.popleft()
-                except IndexError:
-                    self.turn.release()
-                    if queue and self.turn.acquire(False):
-                        continue
-                    bus.look_for_idle()
-                    return
-            if not bus.carry_on(delivery, place):
-                return  # whoever ends the async handler has this method run again
-            delivery = None
-            place = 0
-            turns += 1
-            if turns >= _TURNS_BEFORE_OTHERS and bus.workers.backlog:
-                bus.workers.submit(self.run)  # others wait for a worker: to the end of their line
-                return
-
-
-class Delivery:
-    """The handling of one event: what `emit` returns (E4). Waiting for it is optional.
-
-    >>> from agentdiff import Coordinator
-    >>> with Coordinator() as coord:
-    ...     sub = coord.on("question", lambda data: data * 2)
-    ...     coord.emit("question", 21).wait(timeout=5).results
-    (42,)
-    """
-
-    # The first nine are set by `emit`, the others when the handling begins, so that a pending event is small and
-    # quick to make. `_route` is emptied at the end: nobody is to be called any more.
-    __slots__ = (
-        "__weakref__",
-        "_beside",
-        "_bus",
-        "_cause",
-        "_data",
-        "_event",
-        "_inner",
-        "_lane",
-        "_name",
-        "_next",
-        "_number",
-        "_outcomes",
-        "_route",
-        "_sender",
-        "_time",
-    )  # fmt: skip
-
-    _bus: Bus
-    _name: str
-    _data: Any
-    _sender: Optional[str]
-    _number: int
-    _time: float
-    _cause: Optional[Cause]
-    _lane: Optional[Lane]
-    _route: tuple[Subscription, ...]
-    _inner: Cause
-    _next: int
-    _outcomes: list[tuple[int, Any, Optional[BaseException]]]
-    _beside: int
-    _event: Event
-
-    def __repr__(self) -> str:
-        return f"<Delivery of {self._name!r} {'pending' if self._route else 'done'}>"
-
-    @property
-    def event(self) -> Event:
-        """The event that is being delivered."""
-        try:
-            return self._event
-        except AttributeError:
-            return self._bus.event_of(self)
-
-    @property
-    def done(self) -> bool:
-        """Whether every handler has ended."""
-        return not self._route
-
-    @property
-    def results(self) -> tuple[Any, ...]:
-        """What the handlers have returned so far, in registration order; without those that raised."""
-        outcomes = sorted(getattr(self, "_outcomes", ()), key=_by_place)
-        return tuple(result for _, result, error in outcomes if error is None)
-
-    @property
-    def errors(self) -> tuple[BaseException, ...]:
-        """What the handlers have raised so far, in registration order."""
-        outcomes = sorted(getattr(self, "_outcomes", ()), key=_by_place)
-        return tuple(error for _, _, error in outcomes if error is not None)
-
-    def wait(self, timeout: Optional[float] = None) -> Delivery:
-        """Block this thread until every handler has ended.
-
-        Args:
-            timeout: seconds; None waits.
-
-        Returns:
-            The delivery itself.
-
-        Raises:
-            CoordinationTimeoutError: it took longer.
-            DeadlockError: called in a handler of this very event, or of one that this event caused (E16).
-        """
-        timeout = check_timeout(timeout)
-        self._refuse_own()
-        if self._route:
-            self._bus.sleep(self._add_bell, self._drop_bell, lambda: not self._route, timeout)
-            if self._route:
-                raise CoordinationTimeoutError(
-                    f"event {self._name!r} was not handled within {timeout:g} s", name=self._name, timeout=timeout
-                )
-        return self
-
-    def __await__(self) -> Generator[Any, None, Delivery]:
-        self._refuse_own()
-        if self._route:
-            bell = TaskBell()
-            self._add_bell(bell)
-            try:
-                if self._route:
-                    yield from bell.sleep(self._bus.clock, None).__await__()
-            finally:
-                self._drop_bell(bell)
-        return self
-
-    def _refuse_own(self) -> None:
-        cause: Any = CAUSE.get()
-        while cause is not None and self._route:
-            if cause.handled and cause.number == self._number and cause.bus is self._bus:
-                raise DeadlockError(
-                    f"a handler of event {self._name!r}, or one that this event caused, waits for this event's "
-                    "handlers to end: it would wait for itself",
-                    name=self._name,
-                    cycle=(f"the delivery of {self._name!r} waits for its handlers", "one of them waits for it"),
-                )
-            cause = cause.outer
-
-    def _add_bell(self, bell: Bell) -> None:
-        with self._bus.mutex:
-            self._bus.bells.setdefault(self, []).append(bell)
-
-    def _drop_bell(self, bell: Bell) -> None:
-        with self._bus.mutex:
-            bells = self._bus.bells.get(self, [])
-            if bell in bells:
-                bells.remove(bell)
-            if not bells:
-                self._bus.bells.pop(self, None)
-
-    def _finish(self) -> None:
-        self._route = ()
-        if self._bus.bells:
-            with self._bus.mutex:
-                bells = self._bus.bells.pop(self, ())
-            for bell in bells:
-                bell.ring()
-
-
-class _Away:
-    """A handler that runs on a loop; it reports back exactly once, even if the loop is closed beneath it (E8)."""
-
-    __slots__ = ("_reported", "argument", "delivery", "loop", "place", "subscription", "task", "then")
-
-    def __init__(
-        self,
-        delivery: Delivery,
-        subscription: Subscription,
-        place: int,
-        loop: AbstractEventLoop,
-        argument: Any,
-        then: Callable[[], None],
-    ) -> None:
-        self.delivery = delivery
-        self.subscription = subscription
-        self.place = place
-        self.loop = loop
-        self.argument = argument  # what the handler takes, or a coroutine that it has given already
-        self.then = then
-        self.task: Optional[Task[Any]] = None
-        self._reported = threading.Lock()
-
-    def start(self) -> None:
-        """On the loop."""
-        Context().run(self._start)
-
-    def _start(self) -> None:
-        CAUSE.set(self.delivery._inner)
-        if inspect.iscoroutine(self.argument):
-            coroutine = self.argument
-        elif not self.subscription._may_start():
-            return self.skip()
-        else:
-            try:
-                coroutine = self.subscription.handler(self.argument)
-            except BaseException as error:
-                return self.report(None, error)
-            if not inspect.isawaitable(coroutine):
-                return self.report(coroutine, None)
-        self.task = self.loop.create_task(self._drive(coroutine))
-        self.task.add_done_callback(self._ended)
-
-    async def _drive(self, awaitable: Any) -> tuple[Any, Optional[BaseException]]:
-        try:
-            return await awaitable, None
-        except CancelledError:
-            raise
-        except BaseException as error:
-            if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
-                self.report(None, error)
-                raise  # Ctrl-C: the program's own loop is to end; a loop of ours goes on
-            return None, error
-
-    def _ended(self, task: Task[Any]) -> None:
-        if task.cancelled():
-            self.report(None, CancelledError("the handler's task was cancelled"))
-        elif task.exception() is None:
-            self.report(*task.result())
-
-    def report(self, result: Any, error: Optional[BaseException]) -> None:
-        """Hand the outcome in, once."""
-        if self._reported.acquire(False):
-            if self.task is None and inspect.iscoroutine(self.argument):
-                self.argument.close()  # its loop is closed: it will never run
-            bus = self.delivery._bus
-            bus.away.discard(self)
-            bus.record(self.delivery, self.subscription, self.place, result, error)
-            self.then()
-
-    def skip(self) -> None:
-        """It was cancelled before it began."""
-        if self._reported.acquire(False):
-            self.delivery._bus.away.discard(self)
-            self.then()
+        self._bus.expect_no_more(self)
 
 
 class Bus:
@@ -411,10 +156,12 @@ class Bus:
         name: str,
         workers: int,
         max_pending: int,
+        max_depth: int,
         exit_timeout: Optional[float],
     ) -> None:
         self.clock = clock
         self.max_pending = max_pending
+        self.max_depth = max_depth
         self.exit_timeout = exit_timeout
         self.workers = Workers(name, workers)
         self.workers.watch = self._watch_loops
@@ -423,67 +170,76 @@ class Bus:
         self.version = 0  # raised whenever somebody may have begun or ceased to listen
         self.closed = False
         self.abandoned = False  # what is queued will not be delivered
+        self.unusual = False  # a delivery is looked at before it is handled: it may be abandoned, or queued twice
         self.failed = 0  # handlers that raised
         self.refused = 0  # lifecycle events that could not be queued
-        self.away: set[_Away] = set()
+        self.away: set[Away] = set()
         self.bells: dict[Delivery, list[Bell]] = {}  # of those who wait for a delivery
         self._exact: dict[str, list[Subscription]] = {}
         self._patterns: list[tuple[re.Pattern[str], Subscription]] = []
         self._any_pattern: Optional[re.Pattern[str]] = None
         self._routes: dict[str, tuple[Subscription, ...]] = {}
+        self._expected: list[Expected] = []
         self._order = count()
         self._runs: WeakValueDictionary[str, Lane] = WeakValueDictionary()
+        self.live: set[Delivery] = set()  # queued, or being handled
+        self.waiting: set[Optional[Delivery]] = set()  # those of them whose handlers wait for other events
         self._begin()
 
     def _begin(self) -> None:
         """Nothing has been emitted yet."""
         self._prefix = os.urandom(5).hex() + "-"
-        self._accepted = Tally()
-        self._finished = Tally()
-        self.room = self.max_pending
+        self.numbers = Tally()
+        self._unheard = count(-1, -1)
+        self.live.clear()
+        self.waiting.clear()
         self._joiners: list[Bell] = []
         self._outside = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
-        self.emit = _make_emit(self, self._routes, self._accepted.add)
+        self.emit = _make_emit(self, self._routes, self._outside)
 
     def forget(self) -> None:
         """After a fork: the subscriptions are there, and nothing else (L13)."""
         self.mutex = threading.RLock()
         self.away.clear()
         self.bells.clear()
+        self._expected.clear()
         self.workers.forget()
         self.loop.forget()
         for lane in list(self._runs.values()):  # this thread may be in such a run
-            lane.queue.clear()
-            lane.turn = threading.Lock()
-            lane.parked = None
+            lane.begin()
+        LOCAL.lane = LOCAL.workers = None
         self._begin()
 
     # -- subscribing ------------------------------------------------------------------------------------
 
     def subscribe(
         self,
-        name: str,
+        names: Sequence[str],
         handler: Handler,
         *,
         loop: Optional[AbstractEventLoop],
         pass_event: bool,
         concurrent: bool,
         once: bool,
+        is_async: Optional[bool] = None,
     ) -> Subscription:
-        """Call `handler` for each event called `name` from now on (E1, E8, E9, E10)."""
-        check_name(name)
-        is_async = _check_handler(handler)
+        """Call `handler` for each event of these names from now on (E1, E8, E9, E10)."""
+        for name in names:
+            check_name(name)
+        if is_async is None:
+            is_async = check_handler(handler)
         if is_async and loop is None:
             loop = running_loop()
         with self.mutex:
             self._refuse_if_closed()
-            sub = Subscription(self, name, handler, next(self._order), loop, is_async, pass_event, concurrent, once)
-            if is_pattern(name):
-                self._patterns.append((re.compile(as_regex(name), re.DOTALL), sub))
-            else:
-                self._exact.setdefault(name, []).append(sub)
-            self._reroute(name)
+            sub = Subscription(self, names, handler, next(self._order), loop, is_async, pass_event, concurrent, once)
+            for name in names:
+                if is_pattern(name):
+                    self._patterns.append((re.compile(as_regex(name), re.DOTALL), sub))
+                else:
+                    self._exact.setdefault(name, []).append(sub)
+                self._reroute(name)
         if is_async and loop is None:
             self.loop.get()  # now, since at the exit of the process no thread may be startable any more
         drain_at_exit(self)
@@ -492,18 +248,14 @@ class Bus:
     def unsubscribe(self, sub: Subscription) -> None:
         """No further call of `sub` is started (E10)."""
         with self.mutex:
-            if not sub._active:
+            if not sub.switch_off():
                 return
-            sub._active = False
-            if is_pattern(sub.name):
-                self._patterns = [(regex, other) for regex, other in self._patterns if other is not sub]
-            else:
-                left = [other for other in self._exact.get(sub.name, ()) if other is not sub]
+            self._patterns = [(regex, other) for regex, other in self._patterns if other is not sub]
+            for name in sub.names:
+                left = [other for other in self._exact.pop(name, ()) if other is not sub]
                 if left:
-                    self._exact[sub.name] = left
-                else:
-                    self._exact.pop(sub.name, None)
-            self._reroute(sub.name)
+                    self._exact[name] = left
+                self._reroute(name)
 
     def _reroute(self, name: str) -> None:
         if is_pattern(name):
@@ -521,42 +273,114 @@ class Bus:
             self._refuse_if_closed()
             subs = list(self._exact.get(name, ()))
             if self._any_pattern is not None and self._any_pattern.fullmatch(name):
-                subs += [sub for regex, sub in self._patterns if regex.fullmatch(name)]
-                subs.sort(key=lambda sub: sub._order)
+                subs += [sub for regex, sub in self._patterns if regex.fullmatch(name) and sub not in subs]
+                subs.sort(key=lambda sub: sub.order)
             route = tuple(subs)
             if len(self._routes) >= _ROUTES_KEPT:
                 self._routes.clear()
-            self._routes[name] = route
+            if not self._expected:  # else each event is to be told of
+                self._routes[name] = route
             return route
 
     def hears(self, name: str) -> bool:
         """Whether an event of this name would reach anybody."""
         try:
-            return bool(self._routes.get(name) or self.find_route(name))
+            return bool(self._routes.get(name) or self.find_route(name) or self._is_expected(name))
         except ClosedError:
             return False
 
+    # -- expecting (E15) --------------------------------------------------------------------------------
+
+    def expect(self, expected: Expected) -> None:
+        """Tell `expected` of the next event of its name, ahead of the handlers."""
+        with self.mutex:
+            self._refuse_if_closed()
+            self._expected.append(expected)
+            self._routes.clear()
+            self.version += 1
+
+    def expect_no_more(self, expected: Expected) -> None:
+        """It has come, or is not wanted any more."""
+        with self.mutex:
+            if expected in self._expected:
+                self._expected.remove(expected)
+                self.version += 1
+
+    def _is_expected(self, name: str) -> bool:
+        with self.mutex:
+            return any(expected.matches(name) for expected in self._expected)
+
+    def tell_expecting(self, delivery: Delivery) -> None:
+        """An event has been emitted: those who wait for it go on."""
+        with self.mutex:
+            found = [expected for expected in self._expected if expected.offer(delivery)]
+            for expected in found:
+                self._expected.remove(expected)
+                self.version += 1
+        for expected in found:
+            expected.end()
+
     # -- emitting ---------------------------------------------------------------------------------------
 
-    def make_room(self, name: str) -> None:
-        """The count says that the queue may be full: find out (E5)."""
+    def make_room(self, delivery: Delivery) -> None:
+        """There are too many with this one: it is refused, unless somebody else's has been meanwhile (E5)."""
         with self.mutex:
-            pending = self._accepted.read() - self._finished.read()  # this one included
-            if pending <= self.max_pending:
-                self.room = self._accepted.read() + self._accepted.reads + self.max_pending - pending
+            if len(self.live) <= self.max_pending:
                 return
-            self._finished.add()
+            self.live.discard(delivery)
+            pending = len(self.live)
         self.look_for_idle()
         raise QueueFullError(
-            f"event {name!r} was refused: {pending - 1} events are pending, and max_pending is {self.max_pending}; "
-            "handlers are slower than emitters",
-            name=name,
-            pending=pending - 1,
+            f"event {delivery.name!r} was refused: {pending} events are pending, and max_pending is "
+            f"{self.max_pending}; handlers are slower than emitters",
+            name=delivery.name,
+            pending=pending,
             max_pending=self.max_pending,
         )
 
+    def refuse_depth(self, name: str, cause: Cause) -> None:
+        """Handlers have caused one another too often (E11): say which."""
+        names = [name]
+        at: Optional[Cause] = cause
+        while at is not None and len(names) < self.max_depth + 2:
+            if at.handled:
+                names.append(at.name)
+            at = at.outer
+        again = names.index(name, 1) + 1 if name in names[1:] else min(len(names), _NAMES_SHOWN)
+        loop = tuple(reversed(names[:again]))
+        raise CascadeError(
+            f"event {name!r} was refused: {cause.depth} handlers have caused one another, and max_depth is "
+            f"{self.max_depth}: {' -> '.join(loop)}",
+            name=name,
+            depth=cause.depth,
+            loop=loop,
+        )
+
+    def repair(self, delivery: Delivery) -> None:
+        """`emit` was interrupted somewhere on its way: have the event delivered, if it was counted already.
+
+        It may be queued for the second time, and the worker come for the second time; neither does harm.
+        """
+        lane = delivery.lane
+        if lane is None:
+            return
+        if delivery in self.live:
+            self.unusual = True
+            lane.queue.append(delivery)
+        lane.scheduled = True
+        self.workers.submit(lane.run)
+
+    def skips(self, delivery: Delivery) -> bool:
+        """Whether a delivery that comes from its lane is not to be handled."""
+        if self.abandoned:
+            self.live.discard(delivery)
+            return True
+        return hasattr(delivery, "outcomes")  # it has begun already
+
     def own_cause(self, cause: Any) -> Optional[Cause]:
         """The nearest cause of this bus: coordinators share nothing, though they may share a context."""
+        if cause.__class__ is Delivery:
+            cause = cause.as_cause()
         while cause is not None and cause.bus is not self:
             cause = cause.outer
         found: Optional[Cause] = cause
@@ -592,29 +416,33 @@ class Bus:
             lane = self._runs[run_id] = Lane(self, run_id)
         return lane
 
+    def number_of(self, delivery: Delivery) -> int:
+        """A number for an event that has none yet; those that nobody heard count downwards."""
+        with self.mutex:
+            found = getattr(delivery, "serial", None)
+            return next(self._unheard) if found is None else found
+
     def event_of(self, delivery: Delivery) -> Event:
         """The event as others see it, made when somebody looks."""
-        cause = delivery._cause
+        cause = delivery.outer
         parent = None
         run_id = None
-        if delivery._lane is not None:
-            run_id = delivery._lane.run_id
+        if delivery.lane is not None:
+            run_id = delivery.lane.run_id
         elif cause is not None:
             run_id = self.lane_of(cause).run_id
         while cause is not None and parent is None:
             parent = cause.number
             cause = cause.outer
-        event = Event(
-            name=delivery._name,
-            data=delivery._data,
-            sender=delivery._sender,
-            id=self._id_of(delivery._number),
-            time=delivery._time,
+        return Event(
+            name=delivery.name,
+            data=delivery.data,
+            sender=delivery.sender,
+            id=self._id_of(delivery.number),
+            time=delivery.time,
             run_id=run_id,
             parent_id=None if parent is None else self._id_of(parent),
         )
-        delivery._event = event
-        return event
 
     # -- runs and agents' calls: causes that users open ---------------------------------------------------
 
@@ -623,7 +451,7 @@ class Bus:
         return f"{self._prefix}run-{next(self._order):x}"
 
     def _id_of(self, number: Optional[int]) -> str:
-        """An event's number as others see it: unique beyond this process; events that nobody heard count downwards."""
+        """An event's number as others see it: unique beyond this process."""
         assert number is not None
         return f"{self._prefix}{number:x}" if number >= 0 else f"{self._prefix}u{-number:x}"
 
@@ -632,36 +460,20 @@ class Bus:
         with self.mutex:
             self._refuse_if_closed()
             lane = self._run_lane(run_id)
-        outer = self.own_cause(CAUSE.get())
-        cause = Cause()
-        cause.bus = self
-        cause.outer = CAUSE.get()
-        cause.lane = lane
-        cause.number = None
-        cause.name = run_id
-        cause.depth = 0 if outer is None else outer.depth
-        cause.handled = False
-        return cause
+        return Cause(self, cause_here(), lane, None, run_id, False)
 
     def call_cause(self, started: Delivery) -> Cause:
         """The cause of all that an agent does: its `_started` event is the parent; the lane stays what it was (E2)."""
-        outer = started._cause
-        cause = Cause()
-        cause.bus = self
-        cause.outer = CAUSE.get()
-        cause.lane = outer.lane if outer is not None else None
-        cause.number = started._number
-        cause.name = started._name
-        cause.depth = 0 if outer is None else outer.depth
-        cause.handled = False
-        return cause
+        outer = started.outer
+        lane = outer.lane if outer is not None else None
+        return Cause(self, cause_here(), lane, started.number, started.name, False)
 
     def emit_lifecycle(
         self, name: str, data: Any, sender: str, cause: Optional[Cause], lane: Optional[Lane]
     ) -> Optional[Delivery]:
         """Emit for an agent: into the lane given, and whatever goes wrong never reaches the agent (A3, E5)."""
         try:
-            return self.emit(name, data, sender, cause, lane)
+            return self.emit(name, data, sender=sender, _cause=cause, _lane=lane)
         except Exception as error:
             with self.mutex:
                 self.refused += 1
@@ -670,120 +482,86 @@ class Bus:
 
     # -- delivering ---------------------------------------------------------------------------------------
 
-    def carry_on(self, delivery: Delivery, place: int) -> bool:
-        """Call the next handlers, one after another (E1); False if an async one is to be waited for first."""
-        route = delivery._route
+    def handle(self, delivery: Delivery, place: int) -> bool:
+        """Call the handlers from `place` on, one after another (E1); False if an async one is to be waited for."""
+        route = delivery.route
+        beside = place > 0 and delivery.has_beside
         if place == 0:
-            delivery._inner = self._inner_cause(delivery)
-            delivery._outcomes = []
-            delivery._beside = 0
+            delivery.outcomes = None  # it has begun
         while place < len(route):
             sub = route[place]
             place += 1
-            if sub.concurrent:
-                self._start_beside(delivery, sub, place)
-            elif sub._is_async:
-                if sub._active:
-                    lane = delivery._lane
-                    assert lane is not None
-                    lane.park(delivery, place)
-                    self._send_away(delivery, sub, place, _argument(delivery, sub), self._resume(lane))
+            if sub.plain:
+                if (
+                    sub.active
+                    and (not sub.once or sub.may_start())
+                    and not Context().run(_call, self, delivery, sub, place)
+                ):
                     return False
-            elif sub._may_start() and not Context().run(self._call, delivery, sub, place, None):
+            elif sub.concurrent:
+                beside = self._start_beside(delivery, sub, place) or beside
+            elif sub.active:
+                self._park(delivery, sub, place, _argument(delivery, sub))
                 return False
-        if delivery._beside:
-            return self._all_but_concurrent_done(delivery)
-        delivery._finish()
-        self._finished.add()
+        if not beside or delivery.end_beside():
+            self._finish(delivery)
         return True
 
-    def _inner_cause(self, delivery: Delivery) -> Cause:
-        lane = delivery._lane
+    def _finish(self, delivery: Delivery) -> None:
+        """Every handler of the event has ended."""
+        delivery.route = ()
+        if self.bells:
+            delivery.ring()
+        self.live.discard(delivery)
+
+    def _park(self, delivery: Delivery, sub: Subscription, place: int, argument: Any) -> None:
+        """The lane waits for this handler, which runs on a loop."""
+        lane = delivery.lane
         assert lane is not None
-        outer = delivery._cause
-        cause = Cause()
-        cause.bus = self
-        cause.outer = outer
-        cause.lane = lane if lane.run_id is not None else None
-        cause.number = delivery._number
-        cause.name = delivery._name
-        cause.depth = 1 if outer is None else outer.depth + 1
-        cause.handled = True
-        return cause
+        lane.parked = (delivery, place)
+        self._send_away(delivery, sub, place, argument, lambda: self.workers.submit(lane.resume))
 
-    def _resume(self, lane: Lane) -> Callable[[], None]:
-        def then() -> None:
-            self.workers.submit(lane.run)
-
-        return then
-
-    def _call(self, delivery: Delivery, sub: Subscription, place: int, then: Optional[Callable[[], None]]) -> bool:
-        """Call a sync handler on this worker; False if it gave a coroutine, which is then driven on a loop."""
-        CAUSE.set(delivery._inner)
-        try:
-            result = sub.handler(delivery.event if sub.pass_event else delivery._data)
-        except BaseException as error:
-            self.record(delivery, sub, place, None, error)
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise  # Ctrl-C while the main thread lends a hand at exit
-            return True
-        if type(result) is CoroutineType:
-            lane = delivery._lane
-            assert lane is not None
-            if then is None:
-                lane.park(delivery, place)
-                then = self._resume(lane)
-            self._send_away(delivery, sub, place, result, then)
-            return False
-        delivery._outcomes.append((place, result, None))
-        return True
-
-    def _start_beside(self, delivery: Delivery, sub: Subscription, place: int) -> None:
+    def _start_beside(self, delivery: Delivery, sub: Subscription, place: int) -> bool:
         """Start a `concurrent=True` handler: neither later handlers nor the lane wait for it (E1)."""
-        if not sub._active:
-            return
-        with self.mutex:
-            delivery._beside += 1
+        if not sub.active:
+            return False
+        delivery.begin_beside()
 
         def then() -> None:
-            self._one_beside_done(delivery)
+            if delivery.end_beside():
+                self._finish(delivery)
+                self.look_for_idle()
 
         def job() -> None:
-            if not sub._may_start() or Context().run(self._call, delivery, sub, place, then):
+            if not sub.may_start() or Context().run(_call, self, delivery, sub, place, then):
                 then()
 
-        if sub._is_async:
+        if sub.is_async:
             self._send_away(delivery, sub, place, _argument(delivery, sub), then)
         else:
             self.workers.submit(job)
-
-    def _one_beside_done(self, delivery: Delivery) -> None:
-        with self.mutex:
-            delivery._beside -= 1
-            last = delivery._beside == -1  # the sequential part counts itself off below zero
-        if last:
-            self._finish_beside(delivery)
-
-    def _all_but_concurrent_done(self, delivery: Delivery) -> bool:
-        with self.mutex:
-            delivery._beside -= 1
-            last = delivery._beside == -1
-        if last:
-            self._finish_beside(delivery)
         return True
 
-    def _finish_beside(self, delivery: Delivery) -> None:
-        delivery._finish()
-        self._finished.add()
-        self.look_for_idle()
+    def has_returned(
+        self, delivery: Delivery, sub: Subscription, place: int, result: Any, then: Optional[Callable[[], None]]
+    ) -> bool:
+        """A sync handler has returned; False if it gave a coroutine, which is then driven on a loop."""
+        if type(result) is not CoroutineType:
+            delivery.add_outcome(place, result, None)
+            return True
+        if then is None:
+            self._park(delivery, sub, place, result)
+        else:
+            self._send_away(delivery, sub, place, result, then)
+        return False
 
     def _send_away(
         self, delivery: Delivery, sub: Subscription, place: int, argument: Any, then: Callable[[], None]
     ) -> None:
         """Have a coroutine run on the handler's loop (E8)."""
         try:
-            loop = sub._loop or self.loop.get()
-            away = _Away(delivery, sub, place, loop, argument, then)
+            loop = sub.loop or self.loop.get()
+            away = Away(delivery, sub, place, loop, argument, then)
             self.away.add(away)
             try:
                 loop.call_soon_threadsafe(away.start)
@@ -804,16 +582,16 @@ class Bus:
         self, delivery: Delivery, sub: Subscription, place: int, result: Any, error: Optional[BaseException]
     ) -> None:
         """Keep the outcome on the delivery; log a failure and tell it as an event (E3)."""
-        delivery._outcomes.append((place, result, error))
+        delivery.add_outcome(place, result, error)
         if error is None:
             return
         with self.mutex:
             self.failed += 1
         try:
-            self._tell_failure(delivery, _name_of(sub.handler), error)
+            self._tell_failure(delivery, name_of(sub.handler), error)
         except Exception:  # a logging filter, say: nothing of the users' may stop a lane
             with suppress(Exception):
-                logger.exception("the failure of a handler of event %r could not be told", delivery._name)
+                logger.exception("the failure of a handler of event %r could not be told", delivery.name)
 
     def _tell_failure(self, delivery: Delivery, handler: str, error: BaseException) -> None:
         event = delivery.event
@@ -827,7 +605,7 @@ class Bus:
             "timestamp": self.clock.time(),
         }
         if event.name != "handler_failed":
-            self.emit_lifecycle("handler_failed", data, handler, delivery._inner, None)
+            self.emit_lifecycle("handler_failed", data, handler, delivery.as_cause(), None)
         logger.error(
             "handler %s of event %r failed: %s: %s",
             handler,
@@ -838,26 +616,28 @@ class Bus:
             extra={"event": event.name, "agent": event.sender, "run": event.run_id},
         )
 
-    # -- waiting for all ------------------------------------------------------------------------------------
+    # -- waiting ------------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> int:
         """How many events are queued or being delivered."""
-        if self.abandoned:
-            return 0
-        with self.mutex:
-            finished = self._finished.read()
-            return self._accepted.read() - finished
+        return 0 if self.abandoned else len(self.live)
+
+    def is_pending(self, run_id: Optional[str]) -> bool:
+        """Whether any event of a run is queued or being delivered; None: of any."""
+        if run_id is None or not self.pending:
+            return bool(self.pending)
+        return any(delivery.lane is not None and delivery.lane.run_id == run_id for delivery in list(self.live))
 
     @property
     def accepted(self) -> int:
         """How many events have been queued so far."""
         with self.mutex:
-            return self._accepted.read()
+            return self.numbers.read()
 
     def look_for_idle(self) -> None:
-        """Something has ended: if it was the last, wake those who wait for that."""
-        if self._joiners and not self.pending:
+        """A lane is idle, or a handler beside has ended: those who join look whether that was all."""
+        if self._joiners:
             with self.mutex:
                 bells, self._joiners = self._joiners, []
             for bell in bells:
@@ -878,29 +658,93 @@ class Bus:
         drop: Callable[[Bell], None],
         done: Callable[[], bool],
         timeout: Optional[float],
+        lane_too: bool = False,
     ) -> bool:
-        """Block this thread until `done()`, or for `timeout` seconds; tell which. `add` and `drop` say whom to ring."""
+        """Block this thread until `done()`, or for `timeout` seconds; tell which. `add` and `drop` say whom to ring.
+
+        A worker is lent meanwhile to others, and with `lane_too` the lane of the handler that waits here (E16).
+        """
         deadline = None if timeout is None else self.clock.monotonic() + timeout
         while not done():
+            left = None if deadline is None else deadline - self.clock.monotonic()
+            if left is not None and left <= 0:
+                return False
             bell = ThreadBell()
             add(bell)
             try:
-                left = None if deadline is None else deadline - self.clock.monotonic()
-                if self.workers.short_of_threads:  # at the exit of the process: nobody else may be there to do it
-                    self.workers.run_jobs()
-                    left = _HELP_EVERY if left is None else min(left, _HELP_EVERY)
-                if done():
-                    return True
-                if deadline is not None and deadline <= self.clock.monotonic():
-                    return False
-                bell.sleep(self.clock, left)
+                with self._lent(lane_too):
+                    if self.workers.short_of_threads:  # at the exit of the process: nobody else may be there to do it
+                        self.workers.run_jobs()
+                        left = _HELP_EVERY if left is None else min(left, _HELP_EVERY)
+                    if not done():
+                        bell.sleep(self.clock, left)
             finally:
                 drop(bell)
         return True
 
+    @contextmanager
+    def _lent(self, lane_too: bool) -> Iterator[None]:
+        """While this thread sleeps, others do its work."""
+        lane = LOCAL.lane if lane_too and running_loop() is None else None
+        waits = self._note_wait(lane_too)
+        try:
+            with lent_worker():
+                if lane is None:
+                    yield
+                    return
+                parked = lane.lend()
+                try:
+                    yield
+                finally:
+                    lane.take_back(parked)
+        finally:
+            self.waiting.discard(waits)
+
+    def _note_wait(self, lane_too: bool) -> Optional[Delivery]:
+        """The delivery whose handler is about to wait here."""
+        found: Any = CAUSE.get() if lane_too else None
+        delivery: Optional[Delivery] = found if found.__class__ is Delivery and found.bus is self else None
+        if delivery is not None:
+            self.waiting.add(delivery)
+        return delivery
+
+    def end_waits(self) -> None:
+        """The process is ending: if only handlers that wait are left, nobody will emit what they wait for (E6)."""
+        with self.mutex:
+            if not self.live or self.workers.backlog or not self.live <= self.waiting:
+                return
+            found, self._expected = self._expected, []
+        for expected in found:
+            expected.end(
+                DeadlockError(
+                    f"the process is ending, and nobody is left who could emit {expected.name!r}: "
+                    "only handlers that wait for events remain",
+                    name=expected.name,
+                    cycle=(f"the end of the process waits for a handler, which waits for {expected.name!r}",),
+                )
+            )
+
+    async def sleep_async(self, bell: TaskBell, timeout: Optional[float], lane_too: bool = False) -> None:
+        """Let this task sleep until the bell is rung; its lane goes on meanwhile, if it is a handler's (E16)."""
+        me = current_task_of(running_loop())
+        away = next((away for away in list(self.away) if away.task is me), None) if lane_too else None
+        lane = away.lane if away is not None else None
+        waits = self._note_wait(lane_too)
+        try:
+            if lane is None:
+                await bell.sleep(self.clock, timeout)
+                return
+            parked = lane.lend()
+            try:
+                await bell.sleep(self.clock, timeout)
+            finally:
+                await lane.take_back_async(parked)
+        finally:
+            self.waiting.discard(waits)
+
     def refuse_in_handler(self, what: str) -> None:
         """A handler can't wait for all handlers (E16)."""
-        cause: Any = CAUSE.get()
+        cause = cause_here()
         while cause is not None:
             if cause.handled and cause.bus is self:
                 raise DeadlockError(
@@ -911,25 +755,25 @@ class Bus:
                 )
             cause = cause.outer
 
-    def join(self, timeout: Optional[float] = None) -> None:
-        """Wait until all is delivered, cascades too (E7)."""
+    def join(self, timeout: Optional[float] = None, run_id: Optional[str] = None) -> None:
+        """Wait until all is delivered, or all of a run, cascades too (E7)."""
         self.refuse_in_handler("join()")
-        if not self.sleep(self._add_joiner, self._drop_joiner, lambda: not self.pending, timeout):
+        if not self.sleep(self._add_joiner, self._drop_joiner, lambda: not self.is_pending(run_id), timeout):
             assert timeout is not None
             raise self._join_timeout(timeout)
 
-    async def join_async(self, timeout: Optional[float] = None) -> None:
-        """Wait until all is delivered, cascades too; the loop goes on (E7)."""
+    async def join_async(self, timeout: Optional[float] = None, run_id: Optional[str] = None) -> None:
+        """The same on a loop, which goes on meanwhile (E7)."""
         self.refuse_in_handler("join_async()")
         deadline = None if timeout is None else self.clock.monotonic() + timeout
-        while self.pending:
+        while self.is_pending(run_id):
             bell = TaskBell()
             self._add_joiner(bell)
             try:
                 left = None if deadline is None else deadline - self.clock.monotonic()
-                if self.pending and (left is None or left > 0):
+                if self.is_pending(run_id) and (left is None or left > 0):
                     await bell.sleep(self.clock, left)
-                elif left is not None and left <= 0 and self.pending:
+                elif left is not None and left <= 0 and self.is_pending(run_id):
                     assert timeout is not None
                     raise self._join_timeout(timeout)
             finally:
@@ -957,7 +801,7 @@ class Bus:
         """Refuse from now on, and deliver nothing of what is queued; what runs may finish."""
         self.close()
         self.abandon(why)
-        self.abandoned = True
+        self.abandoned = self.unusual = True
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -968,7 +812,6 @@ class Bus:
                 self.workers.limit = workers
             if max_pending is not None:
                 self.max_pending = max_pending
-                self.room = 0  # the next `emit` finds out how much room there is
 
     def _refuse_if_closed(self) -> None:
         if self.closed:
@@ -1007,82 +850,118 @@ class RunBlock:
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        cause: Any = CAUSE.get()
+        cause = cause_here()
         while cause is not None and not (cause.bus is self._bus and cause.number is None and cause.name == self._id):
             cause = cause.outer
         if cause is not None:  # else it was entered in another context, and ends with that
             CAUSE.set(cause.outer)
 
 
-def _make_emit(bus: Bus, routes: dict[str, tuple[Subscription, ...]], accept: Callable[[], int]) -> Emit:
+def _make_emit(  # noqa: PLR0915  (flat on purpose)
+    bus: Bus, routes: dict[str, tuple[Subscription, ...]], outside: Any
+) -> Emit:
     """A closure, since every attribute looked up on this path shows in the figures."""
     find = routes.get
     now = bus.clock.time
-    count_unheard = count(-1, -1).__next__
+    number = bus.numbers.add
     why = CAUSE.get
+    live = bus.live
+    count_in = live.add
+    loop_here = running_loop
+    submit = bus.workers.submit
 
-    def emit(
-        name: str, data: Any = None, sender: Optional[str] = None, cause: Any = ..., lane: Optional[Lane] = None
+    def emit(  # noqa: PLR0912, PLR0915
+        name: str,
+        data: Any = None,
+        *,
+        sender: Optional[str] = None,
+        _cause: Any = ...,
+        _lane: Optional[Lane] = None,
     ) -> Delivery:
         """Send an event on its way; never waits for a handler (E4). An agent's call names its cause and lane."""
+        known = True
         try:
             route = find(name)
         except TypeError:  # unhashable
             check_name(name)
             raise
-        if route is None:
+        if route is None:  # a new name, or somebody expects events
+            known = False
             route = bus.find_route(name)
-        if cause is ...:
-            cause = why()
-            if cause is not None and cause.bus is not bus:
-                cause = bus.own_cause(cause)
+        if _cause is ...:
+            _cause = why()
+            if _cause is not None:
+                _cause = bus.own_cause(_cause)
         delivery = Delivery()
-        delivery._bus = bus
-        delivery._name = name
-        delivery._data = data
-        delivery._sender = sender
-        delivery._time = now()
-        delivery._cause = cause
-        delivery._route = route
+        delivery.bus = bus
+        delivery.name = name
+        delivery.data = data
+        delivery.sender = sender
+        delivery.time = now()
+        delivery.outer = _cause
+        delivery.lane = _lane
+        delivery.route = route
         if not route:
-            delivery._number = count_unheard()
-            delivery._lane = lane
+            if not known:
+                bus.tell_expecting(delivery)
             return delivery
-        delivery._number = number = accept()
-        if number >= bus.room:
-            bus.make_room(name)
-        if lane is None:
-            lane = bus.lane_of(cause) if cause is None or cause.lane is None else cause.lane
-        delivery._lane = lane
-        lane.queue.append(delivery)
-        if lane.turn.acquire(False):
-            bus.workers.submit(lane.run)
+        if _cause is not None and _cause.depth >= bus.max_depth:
+            bus.refuse_depth(name, _cause)
+        if _lane is None:
+            if _cause is None:
+                try:
+                    _lane = outside.lane if loop_here() is None else bus.lane_of(None)
+                except AttributeError:
+                    _lane = bus.lane_of(None)
+            else:
+                _lane = _cause.lane or bus.lane_of(_cause)
+            delivery.lane = _lane
+        try:
+            delivery.serial = number()
+            count_in(delivery)
+            if len(live) > bus.max_pending:
+                bus.make_room(delivery)
+            if not known:
+                bus.tell_expecting(delivery)
+            _lane.queue.append(delivery)
+            if not _lane.scheduled:
+                _lane.scheduled = True
+                submit(_lane.run)
+        except BaseException:  # Ctrl-C, at any of these steps
+            bus.repair(delivery)
+            raise
         return delivery
 
     return emit
 
 
+def _call(
+    bus: Bus, delivery: Delivery, sub: Subscription, place: int, then: Optional[Callable[[], None]] = None
+) -> bool:
+    """Call a sync handler on this worker; False if it gave a coroutine."""
+    CAUSE.set(delivery)
+    try:
+        result = sub.handler(delivery.event if sub.pass_event else delivery.data)
+    except BaseException as error:
+        bus.record(delivery, sub, place, None, error)
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C while the main thread lends a hand at exit
+        return True
+    if result is None and len(delivery.route) == 1:  # most handlers of most events
+        delivery.outcomes = [(place, None, None)]
+        return True
+    return bus.has_returned(delivery, sub, place, result, then)
+
+
 def _argument(delivery: Delivery, sub: Subscription) -> Any:
-    return delivery.event if sub.pass_event else delivery._data
-
-
-def _by_place(outcome: tuple[int, Any, Optional[BaseException]]) -> int:
-    return outcome[0]
+    return delivery.event if sub.pass_event else delivery.data
 
 
 def _loop_closed(sub: Subscription) -> LoopClosedError:
-    return LoopClosedError(f"the event loop of handler {_name_of(sub.handler)} has been closed")
+    return LoopClosedError(f"the event loop of handler {name_of(sub.handler)} has been closed")
 
 
-def _name_of(handler: Any) -> str:
-    try:
-        name = getattr(handler, "__qualname__", None) or getattr(handler, "__name__", None)
-        return str(name) if name else repr(handler)
-    except Exception:
-        return f"a {type(handler).__name__}"
-
-
-def _check_handler(handler: Any) -> bool:
+def check_handler(handler: Any) -> bool:
     """Refuse what can't handle an event; tell whether it is async."""
     if not callable(handler):
         raise TypeError(f"a handler must be callable, not {type(handler).__name__}: {handler!r}")
@@ -1090,7 +969,7 @@ def _check_handler(handler: Any) -> bool:
         inspect.signature(handler).bind(None)
     except TypeError:
         raise TypeError(
-            f"handler {_name_of(handler)} must take one positional argument, the event's data"
+            f"handler {name_of(handler)} must take one positional argument, the event's data"
             " (for a method, register the bound one: coord.on(name, self.method))"
         ) from None
     except ValueError:

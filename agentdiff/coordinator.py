@@ -12,14 +12,16 @@ import attrs
 
 from . import agents
 from ._clock import Clock, check_timeout
+from ._lanes import Delivery, Handler, Subscription
 from ._owner import current_owner, in_words
 from ._places import PLAIN, How, Slot
 from ._table import LockTable
 from ._workers import forget_after_fork
 from .agents import LockSpec
-from .bus import Bus, Delivery, Handler, RunBlock, Subscription
+from .bus import Bus, Expected, RunBlock
 from .deadlock import LimitInfo, LockInfo, explain_locks
 from .errors import ClosedError, NotHeldError, check_amount
+from .events import Event
 from .events import check_name as check_event_name
 from .limits import Limit
 from .locks import Lock, LockGroup, check_name
@@ -29,6 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _HANDLES_KEPT = 1024
 WORKERS = 16
 MAX_PENDING = 1_000_000
+MAX_DEPTH = 1000
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +84,7 @@ class Coordinator:
         workers: how many handlers may run at once; sync ones on as many threads, made when needed (E2, E8).
         lock_timeout: how long whoever names no timeout waits for a lock, in seconds; None waits (L4).
         max_pending: how many events may be queued or being delivered; beyond that `emit` raises (E5).
+        max_depth: how many handlers may have caused one another; beyond that `emit` raises and shows the loop (E11).
         slow_after: after how many seconds a wait for a lock logs one warning that explains it; None: never (L12).
         exit_timeout: how long the end of the process waits for pending events, in seconds; None: for all (E6).
         clock: another source of time, for tests.
@@ -96,6 +100,7 @@ class Coordinator:
         workers: int = WORKERS,
         lock_timeout: Optional[float] = None,
         max_pending: int = MAX_PENDING,
+        max_depth: int = MAX_DEPTH,
         slow_after: Optional[float] = 30.0,
         exit_timeout: Optional[float] = None,
         clock: Optional[Clock] = None,
@@ -110,9 +115,11 @@ class Coordinator:
             name=name,
             workers=_at_least_one("workers", workers),
             max_pending=_at_least_one("max_pending", max_pending),
+            max_depth=_at_least_one("max_depth", max_depth),
             exit_timeout=check_timeout(exit_timeout),
         )
         self._handles: dict[str, Lock] = {}
+        self._shorten()
         forget_after_fork(self)
 
     def __repr__(self) -> str:
@@ -264,7 +271,7 @@ class Coordinator:
 
         def subscribe(function: Handler) -> Subscription:
             return self._bus.subscribe(
-                name, function, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once
+                [name], function, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once
             )
 
         if handler is not None:
@@ -292,7 +299,36 @@ class Coordinator:
             ClosedError: the coordinator has been closed.
             TypeError, ValueError: the name is no string, or empty.
         """
-        return self._bus.emit(name, data, sender)
+        return self._bus.emit(name, data, sender=sender)
+
+    def expect(self, name: str) -> Expected:
+        """A block that begins to wait for an event before something is done that causes it, so that none slips through.
+
+        `with coord.expect("answer") as expected: ask(); event = expected.wait(timeout=10)`: the first event of this
+        name since the block began, ahead of its handlers (E15).
+
+        Args:
+            name: the event's name, or a pattern.
+        """
+        return Expected(self._bus, name)
+
+    def wait_for(self, name: str, timeout: Optional[float] = None) -> Event:
+        """Block this thread until the next event of this name is emitted (E15); in a handler, others go on (E16).
+
+        Args:
+            name: the event's name, or a pattern.
+            timeout: seconds; None waits.
+
+        Raises:
+            CoordinationTimeoutError: it did not come in time.
+        """
+        with self.expect(name) as expected:
+            return expected.wait(timeout)
+
+    async def wait_for_async(self, name: str, timeout: Optional[float] = None) -> Event:
+        """The same on a loop, which goes on meanwhile (E15)."""
+        with self.expect(name) as expected:
+            return await expected.wait_async(timeout)
 
     def run(self, id: Optional[str] = None) -> RunBlock:
         """A block whose events belong to one run, and so are delivered one at a time in emit order (E2, E12).
@@ -406,22 +442,28 @@ class Coordinator:
         """After a fork: the child has the subscriptions and settings, and nothing else (L13)."""
         self._table.forget(forked=True)
         self._bus.forget()
+        self._shorten()
 
-    def join(self, timeout: Optional[float] = None) -> None:
+    def _shorten(self) -> None:
+        if type(self).emit is Coordinator.emit:
+            self.emit = self._bus.emit  # type: ignore[method-assign]  # the same without a call in between
+
+    def join(self, timeout: Optional[float] = None, *, run: Optional[str] = None) -> None:
         """Wait until every event is handled, with all that the handlers emit (E7).
 
         Args:
             timeout: seconds; None waits.
+            run: the id of a run: wait for its events only.
 
         Raises:
             CoordinationTimeoutError: it took longer.
             DeadlockError: called in a handler.
         """
-        self._bus.join(check_timeout(timeout))
+        self._bus.join(check_timeout(timeout), run)
 
-    async def join_async(self, timeout: Optional[float] = None) -> None:
+    async def join_async(self, timeout: Optional[float] = None, *, run: Optional[str] = None) -> None:
         """The same on a loop, which goes on meanwhile (E7)."""
-        await self._bus.join_async(check_timeout(timeout))
+        await self._bus.join_async(check_timeout(timeout), run)
 
     def close(self) -> None:
         """Wait until every event is handled, then refuse new ones and end the threads (E7). Again: nothing."""

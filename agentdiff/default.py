@@ -6,8 +6,8 @@ import threading
 from asyncio import AbstractEventLoop
 from typing import Any, Callable, Optional, TypeVar, Union, overload
 
+from ._lanes import Delivery, Handler, Subscription
 from .agents import LockSpec
-from .bus import Delivery, Handler, Subscription
 from .coordinator import Coordinator
 from .locks import Lock, LockGroup
 from .settings import make_coordinator

@@ -116,5 +116,21 @@ class QueueFullError(CoordinationError):
         self.max_pending = max_pending
 
 
+class CascadeError(CoordinationError, RecursionError):
+    """Handlers have caused one another `max_depth` times over (E11). The program's fault: the text shows the loop.
+
+    Attributes:
+        name: the event that was refused.
+        depth: how many handlers had caused one another.
+        loop: the names of events that lead to this one, from its last occurrence on.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "", depth: int = 0, loop: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.name = name
+        self.depth = depth
+        self.loop = loop
+
+
 class LoopClosedError(CoordinationError, RuntimeError):
     """An async handler could not run, or not to its end: its event loop has been closed (E8)."""

@@ -472,6 +472,9 @@ class Drained:
         self.rounds -= 1
         return self.rounds <= 0
 
+    def end_waits(self):
+        pass
+
     def abandon(self, why):
         self.said.append(why)
 

@@ -1,0 +1,579 @@
+"""Subscriptions, deliveries, and the lanes in which these go one at a time.
+
+A lane is worked on by whoever holds its `turn`. Who adds to a lane has a worker come unless one is on its way
+(`scheduled`); a worker that finds the turn taken goes away again. Who lets a turn go looks at the lane once more
+afterwards; so nothing is left lying, and it does no harm if a worker is sent twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from asyncio import AbstractEventLoop, CancelledError, Task
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextvars import Context
+from types import TracebackType
+from typing import Any, Callable, Optional, Protocol
+
+from ._clock import Clock, check_timeout
+from ._owner import LOCAL
+from ._waitqueue import Bell, TaskBell, ThreadBell
+from ._workers import Workers
+from .errors import CoordinationTimeoutError, DeadlockError
+from .events import CAUSE, Event
+
+Handler = Callable[[Any], Any]
+Outcome = tuple[int, Any, Optional[BaseException]]
+
+_TURNS_BEFORE_OTHERS = 64
+
+
+class Deliverer(Protocol):
+    """The bus, as lanes and deliveries see it."""
+
+    clock: Clock
+    workers: Workers
+    mutex: Any
+    unusual: bool
+    away: set[Away]
+    bells: dict[Delivery, list[Bell]]
+
+    def unsubscribe(self, sub: Subscription) -> None: ...
+
+    def handle(self, delivery: Delivery, place: int) -> bool: ...
+
+    def skips(self, delivery: Delivery) -> bool: ...
+
+    def look_for_idle(self) -> None: ...
+
+    def event_of(self, delivery: Delivery) -> Event: ...
+
+    def number_of(self, delivery: Delivery) -> int: ...
+
+    def sleep(
+        self,
+        add: Callable[[Bell], None],
+        drop: Callable[[Bell], None],
+        done: Callable[[], bool],
+        timeout: Optional[float],
+        lane_too: bool = ...,
+    ) -> bool: ...
+
+    async def sleep_async(self, bell: TaskBell, timeout: Optional[float], lane_too: bool = ...) -> None: ...
+
+    def record(
+        self, delivery: Delivery, sub: Subscription, place: int, result: Any, error: Optional[BaseException]
+    ) -> None: ...
+
+
+class Subscription:
+    """What `on` gives back: cancel it, or use it as a context manager that cancels at the end (E10).
+
+    >>> from agentdiff import Coordinator
+    >>> with Coordinator() as coord:
+    ...     with coord.on("ready", print):
+    ...         _ = coord.emit("ready", "once").wait()
+    ...     _ = coord.emit("ready", "nobody listens any more")
+    once
+    """
+
+    __slots__ = (
+        "_bus",
+        "_claim",
+        "active",
+        "concurrent",
+        "handler",
+        "is_async",
+        "loop",
+        "name",
+        "names",
+        "once",
+        "order",
+        "pass_event",
+        "plain",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        bus: Deliverer,
+        names: Sequence[str],
+        handler: Handler,
+        order: int,
+        loop: Optional[AbstractEventLoop],
+        is_async: bool,
+        pass_event: bool,
+        concurrent: bool,
+        once: bool,
+    ) -> None:
+        self.name = names[0] if len(names) == 1 else " | ".join(names)
+        self.names = names
+        self.plain = not is_async and not concurrent
+        self.handler = handler
+        self.pass_event = pass_event
+        self.concurrent = concurrent
+        self.once = once
+        self.order = order
+        self.loop = loop
+        self.is_async = is_async
+        self._bus = bus
+        self.active = True  # until it is cancelled
+        self._claim = threading.Lock() if once else None
+
+    def __repr__(self) -> str:
+        return f"<Subscription {self.name!r} {name_of(self.handler)}{'' if self.active else ' cancelled'}>"
+
+    def cancel(self) -> None:
+        """Have no further call started, for events that are queued already too; one that runs may finish (E10)."""
+        self._bus.unsubscribe(self)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.cancel()
+
+    def switch_off(self) -> bool:
+        """No further call may start; False if that was so already."""
+        was, self.active = self.active, False
+        return was
+
+    def may_start(self) -> bool:
+        """Asked right before a call: not cancelled, and for `once` the first to ask."""
+        if not self.active:
+            return False
+        if self._claim is not None:
+            if not self._claim.acquire(False):
+                return False
+            self._bus.unsubscribe(self)
+        return True
+
+
+class Cause:
+    """Why events are emitted in this context: a handler at work, an agent's call, a `run` block.
+
+    `lane` is where the events go that it causes; None: to be found by `Bus.lane_of`. `number` is that of the event
+    behind it, None for a run block. `handled` says that a handler of this event is at work. `depth` counts the
+    handlers at work, one caused by the other.
+    """
+
+    __slots__ = ("bus", "depth", "handled", "lane", "name", "number", "outer")
+
+    def __init__(
+        self, bus: Any, outer: Optional[Cause], lane: Optional[Lane], number: Optional[int], name: str, handled: bool
+    ) -> None:
+        self.bus = bus
+        self.outer = outer
+        self.lane = lane
+        self.number = number
+        self.name = name
+        self.handled = handled
+        self.depth: int = (0 if outer is None else outer.depth) + handled
+
+
+class Lane:
+    """The order within a run, or a thread or task outside of any: its events are delivered one at a time (E2)."""
+
+    __slots__ = ("__weakref__", "_bus", "_returning", "parked", "queue", "run_id", "scheduled", "turn")
+
+    def __init__(self, bus: Deliverer, run_id: Optional[str]) -> None:
+        self.run_id = run_id
+        self._bus = bus
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is queued, nobody is at work."""
+        self.queue: deque[Delivery] = deque()
+        self.turn = threading.Lock()
+        self.scheduled = False  # a worker is at work here, or on its way
+        self.parked: Optional[tuple[Delivery, int]] = None  # waits for an async handler; the turn's holder's own
+        self._returning: deque[Bell] = deque()  # of handlers that had lent the lane, and want it back
+
+    def run(self) -> None:
+        """A worker comes."""
+        if self.turn.acquire(False):
+            self._work()
+
+    def resume(self) -> None:
+        """The async handler that was waited for has ended."""
+        parked, self.parked = self.parked, None
+        if parked is None or self._bus.handle(*parked):
+            self._work()
+
+    def _work(self) -> None:
+        """Deliver, in turn, until nothing is left or an async handler is to be waited for. The turn is ours."""
+        bus = self._bus
+        handle = bus.handle
+        queue = self.queue
+        turns = 0
+        before, LOCAL.lane = LOCAL.lane, self
+        try:
+            while True:
+                if self._returning and self._hand_back():
+                    return
+                try:
+                    delivery = queue.popleft()
+                except IndexError:
+                    if self._let_go():
+                        bus.look_for_idle()
+                        return
+                    continue
+                if bus.unusual and bus.skips(delivery):
+                    continue
+                if not handle(delivery, 0):
+                    return  # whoever ends the async handler has `resume` run
+                turns += 1
+                if turns >= _TURNS_BEFORE_OTHERS and bus.workers.backlog:
+                    bus.workers.submit(self.resume)  # others wait for a worker: to the end of their line
+                    return
+        finally:
+            LOCAL.lane = before
+
+    def _hand_back(self) -> bool:
+        """Give the turn to a handler that wants it back; False if it has it already."""
+        try:
+            bell = self._returning.popleft()
+        except IndexError:
+            return False
+        bell.ring()
+        return True
+
+    def _let_go(self) -> bool:
+        """Nothing is left: the turn is free again. False if something has come meanwhile, and it is ours still."""
+        self.turn.release()
+        self.scheduled = False
+        if (self.queue or self._returning) and self.turn.acquire(False):
+            self.scheduled = True
+            return False
+        return True
+
+    # -- lending (E16) ------------------------------------------------------------------------------------
+
+    def lend(self) -> Any:
+        """The handler at work waits: let later events go on meanwhile. Gives what `take_back` needs."""
+        parked, self.parked = self.parked, None
+        if self._let_go_lent():
+            self._bus.workers.submit(self._work)
+        return parked
+
+    def _let_go_lent(self) -> bool:
+        """Free the turn, or keep it for a worker that is to go on here."""
+        if self.queue or self._returning:
+            return True
+        return not self._let_go()
+
+    def wants_back(self, bell: Bell) -> bool:
+        """The handler goes on; False: when the bell rings, the turn is its own."""
+        self._returning.append(bell)
+        if not self.turn.acquire(False):
+            return False
+        self._returning.remove(bell)  # nobody else can have taken it: they would need the turn
+        self.scheduled = True
+        return True
+
+    def take_back(self, parked: Any) -> None:
+        """Wait for the turn on this thread."""
+        bell = ThreadBell()
+        if not self.wants_back(bell):
+            bell.sleep(self._bus.clock, None)
+        self.parked = parked
+
+    async def take_back_async(self, parked: Any) -> None:
+        """Wait for the turn on this loop."""
+        bell = TaskBell()
+        if not self.wants_back(bell):
+            await bell.sleep(self._bus.clock, None)
+        self.parked = parked
+
+
+class Delivery:
+    """The handling of one event: what `emit` returns (E4). Waiting for it is optional.
+
+    >>> from agentdiff import Coordinator
+    >>> with Coordinator() as coord:
+    ...     sub = coord.on("question", lambda data: data * 2)
+    ...     coord.emit("question", 21).wait(timeout=5).results
+    (42,)
+    """
+
+    # Those up to `time` are set by `emit`, the others when somebody asks, or the handling begins, so that a pending
+    # event is small and quick to make. `route` is emptied at the end: nobody is to be called any more.
+    __slots__ = (
+        "__weakref__",
+        "_beside",
+        "_event",
+        "_inner",
+        "bus",
+        "data",
+        "lane",
+        "name",
+        "outcomes",
+        "outer",
+        "route",
+        "sender",
+        "serial",
+        "time",
+    )  # fmt: skip
+
+    bus: Deliverer
+    name: str
+    data: Any
+    sender: Optional[str]
+    outer: Optional[Cause]
+    lane: Optional[Lane]
+    route: tuple[Subscription, ...]
+    time: float
+    outcomes: Optional[list[Outcome]]
+    serial: int
+    _inner: Cause
+    _beside: int
+    _event: Event
+
+    def __repr__(self) -> str:
+        return f"<Delivery of {self.name!r} {'pending' if self.route else 'done'}>"
+
+    @property
+    def event(self) -> Event:
+        """The event that is being delivered."""
+        try:
+            return self._event
+        except AttributeError:
+            self._event = self.bus.event_of(self)
+            return self._event
+
+    @property
+    def number(self) -> int:
+        """What its event's id is made of; given when somebody asks."""
+        try:
+            return self.serial
+        except AttributeError:
+            self.serial = self.bus.number_of(self)
+            return self.serial
+
+    @property
+    def done(self) -> bool:
+        """Whether every handler has ended."""
+        return not self.route
+
+    @property
+    def results(self) -> tuple[Any, ...]:
+        """What the handlers have returned so far, in registration order; without those that raised."""
+        return tuple(result for _, result, error in self._outcomes_so_far() if error is None)
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """What the handlers have raised so far, in registration order."""
+        return tuple(error for _, _, error in self._outcomes_so_far() if error is not None)
+
+    def _outcomes_so_far(self) -> list[Outcome]:
+        return sorted(getattr(self, "outcomes", None) or (), key=_by_place)
+
+    def add_outcome(self, place: int, result: Any, error: Optional[BaseException]) -> None:
+        """A handler has ended."""
+        with self.bus.mutex:
+            if self.outcomes is None:
+                self.outcomes = []
+            self.outcomes.append((place, result, error))
+
+    def wait(self, timeout: Optional[float] = None) -> Delivery:
+        """Block this thread until every handler has ended. In a handler, others go on meanwhile (E16).
+
+        Args:
+            timeout: seconds; None waits.
+
+        Returns:
+            The delivery itself.
+
+        Raises:
+            CoordinationTimeoutError: it took longer.
+            DeadlockError: called in a handler of this very event, or of one that this event caused (E16).
+        """
+        timeout = check_timeout(timeout)
+        self._refuse_own()
+        if self.route:
+            self.bus.sleep(self._add_bell, self._drop_bell, lambda: not self.route, timeout, lane_too=True)
+            if self.route:
+                raise CoordinationTimeoutError(
+                    f"event {self.name!r} was not handled within {timeout:g} s", name=self.name, timeout=timeout
+                )
+        return self
+
+    def __await__(self) -> Generator[Any, None, Delivery]:
+        return self._wait_async().__await__()
+
+    async def _wait_async(self) -> Delivery:
+        self._refuse_own()
+        while self.route:
+            bell = TaskBell()
+            self._add_bell(bell)
+            try:
+                if self.route:
+                    await self.bus.sleep_async(bell, None, lane_too=True)
+            finally:
+                self._drop_bell(bell)
+        return self
+
+    def _refuse_own(self) -> None:
+        cause = cause_here()
+        while cause is not None and self.route:
+            if cause.handled and cause.bus is self.bus and cause.number == self.number:
+                raise DeadlockError(
+                    f"a handler of event {self.name!r}, or one that this event caused, waits for this event's "
+                    "handlers to end: it would wait for itself",
+                    name=self.name,
+                    cycle=(f"the delivery of {self.name!r} waits for its handlers", "one of them waits for it"),
+                )
+            cause = cause.outer
+
+    def _add_bell(self, bell: Bell) -> None:
+        with self.bus.mutex:
+            self.bus.bells.setdefault(self, []).append(bell)
+
+    def _drop_bell(self, bell: Bell) -> None:
+        with self.bus.mutex:
+            bells = self.bus.bells.get(self, [])
+            if bell in bells:
+                bells.remove(bell)
+            if not bells:
+                self.bus.bells.pop(self, None)
+
+    def ring(self) -> None:
+        """Every handler has ended: wake those who wait for that."""
+        with self.bus.mutex:
+            bells = self.bus.bells.pop(self, ())
+        for bell in bells:
+            bell.ring()
+
+    def as_cause(self) -> Cause:
+        """Why its handlers emit what they emit; made when the first of them does."""
+        try:
+            return self._inner
+        except AttributeError:
+            lane = self.lane
+            assert lane is not None
+            with self.bus.mutex:
+                if not hasattr(self, "_inner"):
+                    inner = lane if lane.run_id is not None else None
+                    self._inner = Cause(self.bus, self.outer, inner, self.number, self.name, True)
+            return self._inner
+
+    # -- handlers beside each other (E1) --------------------------------------------------------------------
+
+    def begin_beside(self) -> None:
+        """Another handler runs beside the others."""
+        with self.bus.mutex:
+            self._beside = getattr(self, "_beside", 0) + 1
+
+    def end_beside(self) -> bool:
+        """One of them has ended, or those that go one after another have; True for the last."""
+        with self.bus.mutex:
+            self._beside -= 1
+            return self._beside == -1
+
+    @property
+    def has_beside(self) -> bool:
+        """Whether a handler was started beside the others."""
+        return hasattr(self, "_beside")
+
+
+def cause_here() -> Optional[Cause]:
+    """The innermost cause in this context, of whichever bus."""
+    found: Any = CAUSE.get()
+    return found.as_cause() if found.__class__ is Delivery else found
+
+
+class Away:
+    """A handler that runs on a loop; it reports back exactly once, even if the loop is closed beneath it (E8)."""
+
+    __slots__ = ("_argument", "_delivery", "_place", "_reported", "_then", "loop", "subscription", "task")
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        subscription: Subscription,
+        place: int,
+        loop: AbstractEventLoop,
+        argument: Any,
+        then: Callable[[], None],
+    ) -> None:
+        self.subscription = subscription
+        self.loop = loop
+        self.task: Optional[Task[Any]] = None
+        self._delivery = delivery
+        self._place = place
+        self._argument = argument  # what the handler takes, or a coroutine that it has given already
+        self._then = then
+        self._reported = threading.Lock()
+
+    @property
+    def lane(self) -> Optional[Lane]:
+        """The lane that waits for it; None for one that runs beside the others."""
+        return None if self.subscription.concurrent else self._delivery.lane
+
+    def start(self) -> None:
+        """On the loop."""
+        Context().run(self._start)
+
+    def _start(self) -> None:
+        CAUSE.set(self._delivery)
+        if inspect.iscoroutine(self._argument):
+            coroutine = self._argument
+        elif not self.subscription.may_start():
+            return self.skip()
+        else:
+            try:
+                coroutine = self.subscription.handler(self._argument)
+            except BaseException as error:
+                return self.report(None, error)
+            if not inspect.isawaitable(coroutine):
+                return self.report(coroutine, None)
+        self.task = self.loop.create_task(self._drive(coroutine))
+        self.task.add_done_callback(self._ended)
+
+    async def _drive(self, awaitable: Any) -> tuple[Any, Optional[BaseException]]:
+        try:
+            return await awaitable, None
+        except CancelledError:
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
+                self.report(None, error)
+                raise  # Ctrl-C: the program's own loop is to end; a loop of ours goes on
+            return None, error
+
+    def _ended(self, task: Task[Any]) -> None:
+        if task.cancelled():
+            self.report(None, CancelledError("the handler's task was cancelled"))
+        elif task.exception() is None:
+            self.report(*task.result())
+
+    def report(self, result: Any, error: Optional[BaseException]) -> None:
+        """Hand the outcome in, once."""
+        if self._reported.acquire(False):
+            if self.task is None and inspect.iscoroutine(self._argument):
+                self._argument.close()  # its loop is closed: it will never run
+            bus = self._delivery.bus
+            bus.away.discard(self)
+            bus.record(self._delivery, self.subscription, self._place, result, error)
+            self._then()
+
+    def skip(self) -> None:
+        """It was cancelled before it began."""
+        if self._reported.acquire(False):
+            self._delivery.bus.away.discard(self)
+            self._then()
+
+
+def _by_place(outcome: Outcome) -> int:
+    return outcome[0]
+
+
+def name_of(handler: Any) -> str:
+    """What to call a handler."""
+    try:
+        name = getattr(handler, "__qualname__", None) or getattr(handler, "__name__", None)
+        return str(name) if name else repr(handler)
+    except Exception:
+        return f"a {type(handler).__name__}"
