@@ -17,6 +17,7 @@ from .errors import (
     QueueFullError,
 )
 from .events import Event, Run
+from .joins import JoinInfo, all_of, any_of
 from .locks import Lock, LockGroup
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Event",
     "Expected",
     "HolderInfo",
+    "JoinInfo",
     "LimitInfo",
     "Lock",
     "LockGroup",
@@ -43,6 +45,8 @@ __all__ = [
     "Snapshot",
     "Subscription",
     "WaiterInfo",
+    "all_of",
+    "any_of",
     "configure",
     "coordinate",
     "default_coordinator",

@@ -36,6 +36,7 @@ from .errors import (
     text_of,
 )
 from .events import CAUSE, Event, Run, as_regex, check_name, is_pattern
+from .joins import AllOf, Join, Joins
 
 logger = logging.getLogger("agentdiff")
 
@@ -157,6 +158,7 @@ class Bus:
         workers: int,
         max_pending: int,
         max_depth: int,
+        max_joins: int,
         exit_timeout: Optional[float],
     ) -> None:
         self.clock = clock
@@ -166,6 +168,7 @@ class Bus:
         self.workers = Workers(name, workers)
         self.workers.watch = self._watch_loops
         self.loop = OwnLoop(name)
+        self.joins = Joins(clock, self.workers, self, max_joins)
         self.mutex = threading.RLock()  # for what is rare; re-entrant, since a collected generator emits (A1)
         self.version = 0  # raised whenever somebody may have begun or ceased to listen
         self.closed = False
@@ -204,6 +207,7 @@ class Bus:
         self.away.clear()
         self.bells.clear()
         self._expected.clear()
+        self.joins.begin()
         self.workers.forget()
         self.loop.forget()
         for lane in list(self._runs.values()):  # this thread may be in such a run
@@ -245,11 +249,32 @@ class Bus:
         drain_at_exit(self)
         return sub
 
+    def subscribe_all(
+        self,
+        names: AllOf,
+        handler: Handler,
+        *,
+        loop: Optional[AbstractEventLoop],
+        pass_event: bool,
+        once: bool,
+        timeout: Optional[float],
+    ) -> Subscription:
+        """Call `handler` for each full set of these events within a run (E13)."""
+        if check_handler(handler) and loop is None:
+            loop = running_loop()
+        join = Join(self.joins, names, handler, pass_event=pass_event, once=once, timeout=timeout)
+        join.subscription = self.subscribe(
+            names.names, join, loop=loop, pass_event=True, concurrent=False, once=False, is_async=False
+        )
+        return join.subscription
+
     def unsubscribe(self, sub: Subscription) -> None:
         """No further call of `sub` is started (E10)."""
         with self.mutex:
             if not sub.switch_off():
                 return
+            if isinstance(sub.handler, Join):
+                self.joins.cancel(sub.handler)
             self._patterns = [(regex, other) for regex, other in self._patterns if other is not sub]
             for name in sub.names:
                 left = [other for other in self._exact.pop(name, ()) if other is not sub]
@@ -826,6 +851,7 @@ class Bus:
 
     def stop(self) -> None:
         """End the threads, after `close`, when all is delivered."""
+        self.joins.stop()
         self.workers.stop()
         self.loop.stop()
 
@@ -905,7 +931,7 @@ def _make_emit(  # noqa: PLR0915  (flat on purpose)
             if not known:
                 bus.tell_expecting(delivery)
             return delivery
-        if _cause is not None and _cause.depth >= bus.max_depth:
+        if _cause is not None and _cause.depth >= bus.max_depth and name != "handler_failed":
             bus.refuse_depth(name, _cause)
         if _lane is None:
             if _cause is None:

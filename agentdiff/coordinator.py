@@ -19,19 +19,22 @@ from ._table import LockTable
 from ._workers import forget_after_fork
 from .agents import LockSpec
 from .bus import Bus, Expected, RunBlock
-from .deadlock import LimitInfo, LockInfo, explain_locks
+from .deadlock import LimitInfo, LockInfo, age, explain_locks
 from .errors import ClosedError, NotHeldError, check_amount
 from .events import Event
 from .events import check_name as check_event_name
+from .joins import AllOf, AnyOf, JoinInfo, Names
 from .limits import Limit
 from .locks import Lock, LockGroup, check_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _HANDLES_KEPT = 1024
+_JOINS_SHOWN = 10
 WORKERS = 16
 MAX_PENDING = 1_000_000
 MAX_DEPTH = 1000
+MAX_JOINS = 10_000
 
 
 @attrs.frozen(kw_only=True)
@@ -41,10 +44,12 @@ class Counts:
     Attributes:
         handlers_failed: calls of handlers that raised.
         events_refused: lifecycle events that could not be queued.
+        joins_dropped: unfinished sets of `all_of` that were given up, because there were too many (E13).
     """
 
     handlers_failed: int
     events_refused: int
+    joins_dropped: int
 
 
 @attrs.frozen(kw_only=True)
@@ -54,12 +59,14 @@ class Snapshot:
     Attributes:
         locks: every lock that is held or waited for, by name.
         limits: every name with a limit: what it allows, and what is used.
+        joins: every set of `all_of` that is not full yet.
         pending: how many events are queued or being delivered.
         counts: what has gone wrong so far.
     """
 
     locks: tuple[LockInfo, ...]
     limits: tuple[LimitInfo, ...]
+    joins: tuple[JoinInfo, ...]
     pending: int
     counts: Counts
 
@@ -85,6 +92,7 @@ class Coordinator:
         lock_timeout: how long whoever names no timeout waits for a lock, in seconds; None waits (L4).
         max_pending: how many events may be queued or being delivered; beyond that `emit` raises (E5).
         max_depth: how many handlers may have caused one another; beyond that `emit` raises and shows the loop (E11).
+        max_joins: how many unfinished sets of `all_of` are kept; beyond that the oldest is dropped, and told of (E13).
         slow_after: after how many seconds a wait for a lock logs one warning that explains it; None: never (L12).
         exit_timeout: how long the end of the process waits for pending events, in seconds; None: for all (E6).
         clock: another source of time, for tests.
@@ -101,6 +109,7 @@ class Coordinator:
         lock_timeout: Optional[float] = None,
         max_pending: int = MAX_PENDING,
         max_depth: int = MAX_DEPTH,
+        max_joins: int = MAX_JOINS,
         slow_after: Optional[float] = 30.0,
         exit_timeout: Optional[float] = None,
         clock: Optional[Clock] = None,
@@ -116,6 +125,7 @@ class Coordinator:
             workers=_at_least_one("workers", workers),
             max_pending=_at_least_one("max_pending", max_pending),
             max_depth=_at_least_one("max_depth", max_depth),
+            max_joins=_at_least_one("max_joins", max_joins),
             exit_timeout=check_timeout(exit_timeout),
         )
         self._handles: dict[str, Lock] = {}
@@ -219,46 +229,53 @@ class Coordinator:
     @overload
     def on(
         self,
-        name: str,
+        name: Names,
         handler: None = ...,
         *,
         loop: Optional[AbstractEventLoop] = ...,
         pass_event: bool = ...,
         concurrent: bool = ...,
         once: bool = ...,
+        timeout: Optional[float] = ...,
     ) -> Callable[[F], F]: ...
 
     @overload
     def on(
         self,
-        name: str,
+        name: Names,
         handler: Handler,
         *,
         loop: Optional[AbstractEventLoop] = ...,
         pass_event: bool = ...,
         concurrent: bool = ...,
         once: bool = ...,
+        timeout: Optional[float] = ...,
     ) -> Subscription: ...
 
     def on(
         self,
-        name: str,
+        name: Names,
         handler: Optional[Handler] = None,
         *,
         loop: Optional[AbstractEventLoop] = None,
         pass_event: bool = False,
         concurrent: bool = False,
         once: bool = False,
+        timeout: Optional[float] = None,
     ) -> Union[Subscription, Callable[[F], F]]:
         """Have a handler called for each event of this name: a decorator, or a call that gives a `Subscription`.
 
         Args:
-            name: the event's name; `*` stands for any characters, `?` for any one (E9).
-            handler: takes the event's data. Sync handlers run on worker threads, async ones on a loop (E8).
+            name: the event's name; `*` stands for any characters, `?` for any one (E9). Or several:
+                `any_of("a", "b")` for each of them, `all_of("a", "b")` for each full set within a run (E13).
+            handler: takes the event's data; for `all_of` a dict from name to data. Sync handlers run on worker
+                threads, async ones on a loop (E8).
             loop: where an async handler runs; else the loop that runs now, else one of the coordinator's own.
             pass_event: give the handler the whole `Event` (E14).
-            concurrent: later handlers and events don't wait for this one (E1).
-            once: called for one event only, and then cancelled (E10).
+            concurrent: later handlers and events don't wait for this one (E1). Not for `all_of`.
+            once: called for one event only, or one set, and then cancelled (E10).
+            timeout: for `all_of`: after how many seconds a set that is not full is given up, and told of by an event
+                `join_timeout`; None: it is kept.
 
         Returns:
             The subscription; as a decorator, the function itself.
@@ -267,12 +284,21 @@ class Coordinator:
             TypeError, ValueError: no name, or a handler that can't be called with one argument.
             ClosedError: the coordinator has been closed.
         """
-        check_event_name(name)
+        bus = self._bus
+        if not isinstance(name, (AllOf, AnyOf)):
+            check_event_name(name)
+        if isinstance(name, AllOf):
+            timeout = check_timeout(timeout)
+            if concurrent:
+                raise ValueError("concurrent makes no sense for all_of: its events are sorted in the order of coming")
+        elif timeout is not None:
+            raise ValueError("timeout is for all_of: how long an unfinished set is kept")
 
         def subscribe(function: Handler) -> Subscription:
-            return self._bus.subscribe(
-                [name], function, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once
-            )
+            if isinstance(name, AllOf):
+                return bus.subscribe_all(name, function, loop=loop, pass_event=pass_event, once=once, timeout=timeout)
+            names = name.names if isinstance(name, AnyOf) else (name,)
+            return bus.subscribe(names, function, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once)
 
         if handler is not None:
             return subscribe(handler)
@@ -399,8 +425,13 @@ class Coordinator:
         return Snapshot(
             locks=self._table.snapshot(),
             limits=self._table.limits(),
+            joins=self._bus.joins.snapshot(),
             pending=self._bus.pending,
-            counts=Counts(handlers_failed=self._bus.failed, events_refused=self._bus.refused),
+            counts=Counts(
+                handlers_failed=self._bus.failed,
+                events_refused=self._bus.refused,
+                joins_dropped=self._bus.joins.dropped,
+            ),
         )
 
     def explain(self) -> str:
@@ -413,6 +444,13 @@ class Coordinator:
             for holder in lock.holders
             if holder.orphaned and not lock.waiters
         ]
+        told += [
+            f"{join.join}{f' in run {join.run!r}' if join.run is not None else ''} has waited for "
+            f"{age(join.waiting_for)} for {', '.join(map(repr, join.missing))}; {', '.join(map(repr, join.came))} came."
+            for join in snapshot.joins[:_JOINS_SHOWN]
+        ]
+        if len(snapshot.joins) > _JOINS_SHOWN:
+            told.append(f"{len(snapshot.joins) - _JOINS_SHOWN} more sets of events are not full yet.")
         if snapshot.pending:
             told.append(f"{snapshot.pending} event(s) are queued or being handled.")
         return "\n\n".join(told) or "Nobody waits for a lock, and no event is pending."

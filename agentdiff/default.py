@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional, TypeVar, Union, overload
 from ._lanes import Delivery, Handler, Subscription
 from .agents import LockSpec
 from .coordinator import Coordinator
+from .joins import Names
 from .locks import Lock, LockGroup
 from .settings import make_coordinator
 
@@ -74,39 +75,44 @@ def coordinate(
 
 @overload
 def when(
-    name: str,
+    name: Names,
     handler: None = ...,
     *,
     loop: Optional[AbstractEventLoop] = ...,
     pass_event: bool = ...,
     concurrent: bool = ...,
     once: bool = ...,
+    timeout: Optional[float] = ...,
 ) -> Callable[[F], F]: ...
 
 
 @overload
 def when(
-    name: str,
+    name: Names,
     handler: Handler,
     *,
     loop: Optional[AbstractEventLoop] = ...,
     pass_event: bool = ...,
     concurrent: bool = ...,
     once: bool = ...,
+    timeout: Optional[float] = ...,
 ) -> Subscription: ...
 
 
 def when(
-    name: str,
+    name: Names,
     handler: Optional[Handler] = None,
     *,
     loop: Optional[AbstractEventLoop] = None,
     pass_event: bool = False,
     concurrent: bool = False,
     once: bool = False,
+    timeout: Optional[float] = None,
 ) -> Union[Subscription, Callable[[F], F]]:
     """`Coordinator.on` on the default coordinator."""
-    return default_coordinator().on(name, handler, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once)
+    return default_coordinator().on(
+        name, handler, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once, timeout=timeout
+    )
 
 
 def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
