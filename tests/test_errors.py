@@ -11,6 +11,7 @@ import pytest
 
 import agentdiff
 from agentdiff import (
+    CascadeError,
     ClosedError,
     CoordinationError,
     CoordinationTimeoutError,
@@ -36,6 +37,7 @@ EXAMPLES: list[tuple[CoordinationError, dict[str, Any]]] = [
     (ClosedError("text"), {}),
     (QueueFullError("text", name="e", pending=3, max_pending=2), {"name": "e", "pending": 3, "max_pending": 2}),
     (LoopClosedError("text"), {}),
+    (CascadeError("text", name="e", depth=3, loop=("e", "f", "e")), {"name": "e", "depth": 3, "loop": ("e", "f", "e")}),
 ]
 every_error = pytest.mark.parametrize(("error", "fields"), EXAMPLES, ids=lambda v: type(v).__name__)
 
