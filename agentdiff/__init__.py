@@ -6,21 +6,26 @@ from .bus import Expected
 from .coordinator import Coordinator, Counts, Snapshot
 from .deadlock import HolderInfo, LimitInfo, LockInfo, WaiterInfo
 from .default import configure, coordinate, default_coordinator, emit, limit, lock, when
+from .dependencies import AgentInfo
 from .errors import (
     CascadeError,
     ClosedError,
     CoordinationError,
     CoordinationTimeoutError,
     DeadlockError,
+    DependencyFailedError,
     LoopClosedError,
     NotHeldError,
     QueueFullError,
+    StaleWriteError,
 )
 from .events import Event, Run
 from .joins import JoinInfo, all_of, any_of
 from .locks import Lock, LockGroup
+from .state import State, Versioned
 
 __all__ = [
+    "AgentInfo",
     "CascadeError",
     "ClosedError",
     "CoordinationError",
@@ -29,6 +34,7 @@ __all__ = [
     "Counts",
     "DeadlockError",
     "Delivery",
+    "DependencyFailedError",
     "Event",
     "Expected",
     "HolderInfo",
@@ -43,7 +49,10 @@ __all__ = [
     "Run",
     "Slot",
     "Snapshot",
+    "StaleWriteError",
+    "State",
     "Subscription",
+    "Versioned",
     "WaiterInfo",
     "all_of",
     "any_of",

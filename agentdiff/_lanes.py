@@ -45,7 +45,7 @@ class Deliverer(Protocol):
 
     def skips(self, delivery: Delivery) -> bool: ...
 
-    def look_for_idle(self) -> None: ...
+    def look_for_idle(self, run_id: Optional[str] = None) -> None: ...
 
     def event_of(self, delivery: Delivery) -> Event: ...
 
@@ -217,7 +217,7 @@ class Lane:
                     delivery = queue.popleft()
                 except IndexError:
                     if self._let_go():
-                        bus.look_for_idle()
+                        bus.look_for_idle(self.run_id)
                         return
                     continue
                 if bus.unusual and bus.skips(delivery):
@@ -325,7 +325,7 @@ class Delivery:
     lane: Optional[Lane]
     route: tuple[Subscription, ...]
     time: float
-    outcomes: Optional[list[Outcome]]
+    outcomes: Optional[Sequence[Outcome]]  # None: it has begun
     serial: int
     _inner: Cause
     _beside: int
@@ -373,9 +373,7 @@ class Delivery:
     def add_outcome(self, place: int, result: Any, error: Optional[BaseException]) -> None:
         """A handler has ended."""
         with self.bus.mutex:
-            if self.outcomes is None:
-                self.outcomes = []
-            self.outcomes.append((place, result, error))
+            self.outcomes = [*(self.outcomes or ()), (place, result, error)]
 
     def wait(self, timeout: Optional[float] = None) -> Delivery:
         """Block this thread until every handler has ended. In a handler, others go on meanwhile (E16).

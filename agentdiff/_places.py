@@ -148,7 +148,7 @@ Place = Waiter[Slot]
 class Book:
     """What the entries of one table share."""
 
-    __slots__ = ("blocked", "entries", "now", "slots", "waiting", "woken")
+    __slots__ = ("blocked", "elsewhere", "entries", "now", "slots", "waiting", "woken")
 
     def __init__(self, now: Callable[[], float], storage: Callable[[], dict[str, Any]]) -> None:
         self.now = now
@@ -156,6 +156,7 @@ class Book:
         self.entries: dict[str, Entry] = storage()
         self.waiting: dict[Owner, Place] = {}
         self.blocked: dict[AbstractEventLoop, Place] = {}  # loops whose thread sleeps in a blocking acquire
+        self.elsewhere: dict[Owner, Callable[[], Any]] = {}  # who waits for something that is no lock, and for whom
         self.woken: deque[Place] = deque()  # whose bells are still to be rung, after the mutex
 
     def clear(self) -> None:
@@ -164,6 +165,7 @@ class Book:
         self.entries.clear()
         self.waiting.clear()
         self.blocked.clear()
+        self.elsewhere.clear()
         self.woken.clear()
 
     def list(self, waiter: Place) -> None:

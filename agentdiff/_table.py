@@ -165,9 +165,9 @@ class LockTable:
 
     def _ring_of(self, waiter: Place, entry: Entry) -> tuple[Hop, ...]:
         """The ring that this wait would close."""
-        waiting = self.book.waiting
+        waiting, elsewhere = self.book.waiting, self.book.elsewhere
         for slot in entry.inside():
-            if slot.owner in waiting:
+            if slot.owner in waiting or slot.owner in elsewhere:
                 return find_ring(waiter.owner, self._ways)
         return ()  # all who are inside can go on
 
@@ -177,6 +177,9 @@ class LockTable:
         loop = loop_of(owner)
         blocker = book.blocked.get(loop) if loop is not None else None
         loop_hops = [Hop(owner, blocker.owner, None, None)] if blocker and blocker.owner is not owner else []
+        other_wait = book.elsewhere.get(owner)
+        if other_wait is not None:
+            return [loop_hops + way for way in other_wait()]
         waiter = book.waiting.get(owner)
         if waiter is None:
             return [loop_hops] if loop_hops else None
@@ -196,6 +199,25 @@ class LockTable:
                     hops.append(Hop(owner, other.owner, name, None))
             ways.append(hops)
         return ways
+
+    def begin_wait(self, owner: Owner, ways: Callable[[], list[list[Hop]]], name: str) -> None:
+        """`owner` is about to wait for something that is no lock; `ways` says for whom (L5).
+
+        Raises:
+            DeadlockError: the wait could never end.
+        """
+        with self._mutex:
+            self.book.elsewhere[owner] = ways
+            ring = find_ring(owner, self._ways)
+            if ring:
+                del self.book.elsewhere[owner]
+        self._act()
+        if ring:
+            raise self._deadlock(name, ring, "agent ")
+
+    def end_wait(self, owner: Owner) -> None:
+        """It waits for that no more."""
+        self.book.elsewhere.pop(owner, None)
 
     # -- taking: the drivers ----------------------------------------------------------------------------
 
@@ -555,6 +577,18 @@ class LockTable:
             self._limited(name, limit).change(limit)
         self._act()
 
+    def unlimit(self, name: str) -> None:
+        """The name is a plain lock again. Nobody may hold it or wait for it."""
+        with self._mutex:
+            if isinstance(self.entries.get(name), LimitEntry):
+                del self.entries[name]
+                self.slots.pop(name, None)
+
+    def declared(self) -> dict[str, Limit]:
+        """What has been declared, by name."""
+        with self._mutex:
+            return {entry.name: entry.limit for entry in all_limits(list(self.entries.values()))}
+
     def _limited(self, name: str, limit: Limit) -> LimitEntry:
         entry = self._entry(name)
         entry.serve()
@@ -651,10 +685,10 @@ class LockTable:
             waiting=waiting,
         )
 
-    def _deadlock(self, name: str, ring: tuple[Hop, ...]) -> DeadlockError:
+    def _deadlock(self, name: str, ring: tuple[Hop, ...], what: str = "lock ") -> DeadlockError:
         cycle = ring_in_words(ring, self._now())
         hops = "".join(f"\n  {number}. {hop}" for number, hop in enumerate(cycle, 1))
-        return DeadlockError(f"waiting for lock {name!r} would never end:{hops}", name=name, cycle=cycle)
+        return DeadlockError(f"waiting for {what}{name!r} would never end:{hops}", name=name, cycle=cycle)
 
     def _warn(self, waiter: Place) -> None:
         name = waiter.claim.name

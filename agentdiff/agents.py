@@ -22,6 +22,7 @@ from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_ow
 from ._places import How, Slot
 from ._table import LockTable
 from .bus import Bus
+from .dependencies import Dependencies, Running
 from .errors import check_amount, text_of
 from .events import CAUSE
 from .limits import retry_after
@@ -41,12 +42,14 @@ class Agent:
     """One `@coordinate`d function: its name, what it locks, and whether anybody listens."""
 
     __slots__ = (
+        "after",
         "bus",
         "cancelled",
         "clock",
         "collect",
         "complete",
         "control_flow",
+        "dependencies",
         "failed",
         "name",
         "names_of",
@@ -66,12 +69,16 @@ class Agent:
         *,
         timeout: Any,
         tokens: Union[float, Callable[..., float]],
+        dependencies: Dependencies,
+        after: tuple[str, ...],
         throttle_on: tuple[type[BaseException], ...],
         control_flow: tuple[type[BaseException], ...],
         collect: Optional[Callable[[list[Any]], Any]],
     ) -> None:
         self.name = name
         self.tokens_of = tokens
+        self.dependencies = dependencies
+        self.after = after
         self.throttle_on = throttle_on
         self.timeout_given = timeout
         self.control_flow = control_flow
@@ -98,10 +105,12 @@ class Agent:
         return check_amount(f"what tokens= of agent {self.name!r} gives", self.tokens_of(*args, **kwargs))
 
     def is_heard(self) -> bool:
-        """Whether anybody listens to this agent's events; asked again only when subscriptions change."""
+        """Whether anybody listens to this agent, or waits for its end; asked again only when subscriptions change."""
         version = self.bus.version
         if version == self.unheard_at:
             return False
+        if self.after or self.name in self.dependencies.named:
+            return True
         if any(map(self.bus.hears, (self.started, self.complete, self.failed, self.cancelled))):
             return True
         self.unheard_at = version
@@ -115,8 +124,8 @@ class _Call:
     """
 
     __slots__ = (
-        "agent", "args", "before", "begun", "cause", "heard", "inner", "kwargs", "lane", "over", "owner", "slots",
-        "waited",
+        "agent", "args", "before", "begun", "cause", "heard", "inner", "kwargs", "lane", "over", "owner", "running",
+        "slots", "waited",
     )  # fmt: skip
 
     def __init__(self, agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any], tell: bool = True) -> None:
@@ -132,6 +141,7 @@ class _Call:
         self.before: Any = None  # the cause outside of the agent's own code
         self.inner: Any = None  # and the one inside
         self.over = False
+        self.running: Optional[Running] = None  # if others come after it, or it after others
         self.heard = tell and agent.is_heard()
         if self.heard:
             self._tell_start()
@@ -142,6 +152,8 @@ class _Call:
         outer = bus.own_cause(cause_here())
         self.lane = bus.lane_of(outer)
         data = {"args": self.args, "kwargs": self.kwargs, "agent": agent.name, "timestamp": agent.clock.time()}
+        if agent.after or agent.name in agent.dependencies.named:
+            self.running = agent.dependencies.begin(agent.name, self.lane.run_id, current_owner())
         started = bus.emit_lifecycle(agent.started, data, agent.name, outer, self.lane)
         if started is not None:
             self.cause = bus.call_cause(started)
@@ -152,20 +164,24 @@ class _Call:
         return () if self.agent.names_of is None else self.agent.names_of(self.args, self.kwargs)
 
     def enter(self, owner: Optional[Owner] = None) -> None:
-        """Take the locks, waiting on this thread."""
+        """Wait for those that it comes after, then take the locks, on this thread."""
+        agent = self.agent
+        if agent.after and self.running is not None:
+            agent.dependencies.wait(self.running, agent.after, agent.timeout)
         names = self._names()
         if names:
-            agent = self.agent
             self.owner = owner or current_owner()
             asked = agent.clock.monotonic()
             tokens = agent.tokens(self.args, self.kwargs)
             self._entered(*agent.table.acquire_all(names, agent.timeout, self.owner, agent.name, tokens=tokens), asked)
 
     async def enter_async(self, owner: Optional[Owner] = None) -> None:
-        """Take the locks, waiting on this loop."""
+        """Wait for those that it comes after, then take the locks, on this loop."""
+        agent = self.agent
+        if agent.after and self.running is not None:
+            await agent.dependencies.wait_async(self.running, agent.after, agent.timeout)
         names = self._names()
         if names:
-            agent = self.agent
             self.owner = owner or current_owner()
             asked = agent.clock.monotonic()
             tokens = agent.tokens(self.args, self.kwargs)
@@ -230,6 +246,9 @@ class _Call:
             self._throttle(error)
         self.leave(collected or isinstance(error, GeneratorExit))
         agent = self.agent
+        if self.running is not None:
+            words = None if error is None else f"{type(error).__name__}: {text_of(error)}"
+            agent.dependencies.end(self.running, words)
         if not self.heard:
             if not agent.is_heard():
                 return
@@ -758,6 +777,15 @@ def _checked(names: Any) -> Sequence[str]:
     return sorted({check_lock_name(name) for name in names})
 
 
+def _agent_names(name: str, after: Any) -> tuple[str, ...]:
+    names = (after,) if isinstance(after, str) else after
+    if not isinstance(names, (tuple, list)) or not all(isinstance(other, str) and other for other in names):
+        raise TypeError(f"after must be the name of an agent, or a tuple of names, not {after!r}")
+    if name in names:
+        raise ValueError(f"agent {name!r} can't come after itself")
+    return tuple(dict.fromkeys(names))
+
+
 def _exception_types(what: str, given: Any) -> tuple[type[BaseException], ...]:
     kinds = given if isinstance(given, tuple) else (given,)
     for kind in kinds:
@@ -772,6 +800,8 @@ def make_agent(
     name: str,
     *,
     timeout: Any,
+    dependencies: Dependencies,
+    after: Any,
     tokens: Union[float, Callable[..., float]],
     throttle_on: Any,
     control_flow: Any,
@@ -791,6 +821,8 @@ def make_agent(
         table,
         bus,
         timeout=timeout if timeout is ... else check_timeout(timeout),
+        dependencies=dependencies,
+        after=_agent_names(name, after),
         tokens=tokens,
         throttle_on=_exception_types("throttle_on", throttle_on),
         control_flow=_exception_types("control_flow", control_flow),

@@ -45,6 +45,7 @@ Emit = Callable[..., Delivery]
 _ROUTES_KEPT = 4096
 _HELP_EVERY = 0.02
 _NAMES_SHOWN = 12
+_NOTHING = ((1, None, None),)  # what most deliveries hold in the end
 
 
 class Expected:
@@ -154,8 +155,8 @@ class Bus:
         self,
         clock: Clock,
         *,
-        name: str,
-        workers: int,
+        workers: Workers,
+        loop: OwnLoop,
         max_pending: int,
         max_depth: int,
         max_joins: int,
@@ -165,9 +166,9 @@ class Bus:
         self.max_pending = max_pending
         self.max_depth = max_depth
         self.exit_timeout = exit_timeout
-        self.workers = Workers(name, workers)
+        self.workers = workers
         self.workers.watch = self._watch_loops
-        self.loop = OwnLoop(name)
+        self.loop = loop
         self.joins = Joins(clock, self.workers, self, max_joins)
         self.mutex = threading.RLock()  # for what is rare; re-entrant, since a collected generator emits (A1)
         self.version = 0  # raised whenever somebody may have begun or ceased to listen
@@ -187,6 +188,8 @@ class Bus:
         self._runs: WeakValueDictionary[str, Lane] = WeakValueDictionary()
         self.live: set[Delivery] = set()  # queued, or being handled
         self.waiting: set[Optional[Delivery]] = set()  # those of them whose handlers wait for other events
+        self.open_blocks: dict[str, int] = {}  # how many `run` blocks are open, by run
+        self.end_of_run: Callable[[str], None] = _ignore  # told whenever something of a run has ended
         self._begin()
 
     def _begin(self) -> None:
@@ -200,6 +203,19 @@ class Bus:
         self._outside = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
         self.emit = _make_emit(self, self._routes, self._outside)
+
+    def pending_names(self) -> list[str]:
+        """The names of events that are queued or being delivered."""
+        return sorted({delivery.name for delivery in list(self.live)})
+
+    def forget_work(self) -> None:
+        """What is queued will not be handled, and nobody is told of anything that has been."""
+        with self.mutex:
+            for lane in {delivery.lane for delivery in self.live if delivery.lane is not None}:
+                lane.queue.clear()
+            self.live.clear()
+            self._expected.clear()
+        self.joins.stop()
 
     def forget(self) -> None:
         """After a fork: the subscriptions are there, and nothing else (L13)."""
@@ -282,6 +298,11 @@ class Bus:
                     self._exact[name] = left
                 self._reroute(name)
 
+    def subscriptions(self) -> set[Subscription]:
+        """All that are not cancelled."""
+        with self.mutex:
+            return {sub for _, sub in self._patterns}.union(*self._exact.values())
+
     def _reroute(self, name: str) -> None:
         if is_pattern(name):
             regexes = [regex.pattern for regex, _ in self._patterns]
@@ -313,6 +334,12 @@ class Bus:
             return bool(self._routes.get(name) or self.find_route(name) or self._is_expected(name))
         except ClosedError:
             return False
+
+    def be_noticed(self, named: set[str], agents: Sequence[str]) -> None:
+        """From now on the ends of these agents are of interest, whoever listens (A5)."""
+        with self.mutex:
+            named.update(agents)
+            self.version += 1
 
     # -- expecting (E15) --------------------------------------------------------------------------------
 
@@ -480,12 +507,30 @@ class Bus:
         assert number is not None
         return f"{self._prefix}{number:x}" if number >= 0 else f"{self._prefix}u{-number:x}"
 
+    def run_here(self) -> Optional[str]:
+        """The id of the run that the caller is in; None outside of any."""
+        cause = self.own_cause(cause_here())
+        return None if cause is None else self.lane_of(cause).run_id
+
     def run_cause(self, run_id: str) -> Cause:
         """The cause of a `run` block; the same id goes on in the same lane (E12)."""
         with self.mutex:
             self._refuse_if_closed()
             lane = self._run_lane(run_id)
+            self.open_blocks[run_id] = self.open_blocks.get(run_id, 0) + 1
         return Cause(self, cause_here(), lane, None, run_id, False)
+
+    def close_block(self, run_id: str) -> None:
+        """A `run` block has ended."""
+        with self.mutex:
+            left = self.open_blocks.pop(run_id, 1) - 1
+            if left:
+                self.open_blocks[run_id] = left
+        self.end_of_run(run_id)
+
+    def is_going_on(self, run_id: str) -> bool:
+        """Whether a run has an open block, or anything pending."""
+        return run_id in self.open_blocks or self.is_pending(run_id)
 
     def call_cause(self, started: Delivery) -> Cause:
         """The cause of all that an agent does: its `_started` event is the parent; the lane stays what it was (E2)."""
@@ -555,7 +600,7 @@ class Bus:
         def then() -> None:
             if delivery.end_beside():
                 self._finish(delivery)
-                self.look_for_idle()
+                self.look_for_idle(delivery.lane.run_id if delivery.lane is not None else None)
 
         def job() -> None:
             if not sub.may_start() or Context().run(_call, self, delivery, sub, place, then):
@@ -660,8 +705,10 @@ class Bus:
         with self.mutex:
             return self.numbers.read()
 
-    def look_for_idle(self) -> None:
+    def look_for_idle(self, run_id: Optional[str] = None) -> None:
         """A lane is idle, or a handler beside has ended: those who join look whether that was all."""
+        if run_id is not None:
+            self.end_of_run(run_id)
         if self._joiners:
             with self.mutex:
                 bells, self._joiners = self._joiners, []
@@ -879,6 +926,7 @@ class RunBlock:
         cause = cause_here()
         while cause is not None and not (cause.bus is self._bus and cause.number is None and cause.name == self._id):
             cause = cause.outer
+        self._bus.close_block(self._id)
         if cause is not None:  # else it was entered in another context, and ends with that
             CAUSE.set(cause.outer)
 
@@ -974,9 +1022,13 @@ def _call(
             raise  # Ctrl-C while the main thread lends a hand at exit
         return True
     if result is None and len(delivery.route) == 1:  # most handlers of most events
-        delivery.outcomes = [(place, None, None)]
+        delivery.outcomes = _NOTHING
         return True
     return bus.has_returned(delivery, sub, place, result, then)
+
+
+def _ignore(run_id: str) -> None:
+    """Nobody wants to know."""
 
 
 def _argument(delivery: Delivery, sub: Subscription) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from asyncio import AbstractEventLoop
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar, Union, cast, overload
@@ -16,16 +18,18 @@ from ._lanes import Delivery, Handler, Subscription
 from ._owner import current_owner, in_words
 from ._places import PLAIN, How, Slot
 from ._table import LockTable
-from ._workers import forget_after_fork
+from ._workers import OwnLoop, Workers, forget_after_fork
 from .agents import LockSpec
 from .bus import Bus, Expected, RunBlock
-from .deadlock import LimitInfo, LockInfo, age, explain_locks
-from .errors import ClosedError, NotHeldError, check_amount
+from .deadlock import LimitInfo, LockInfo, age, at, explain_locks
+from .dependencies import AgentInfo, Dependencies, explain_agents
+from .errors import ClosedError, CoordinationTimeoutError, NotHeldError, check_amount
 from .events import Event
 from .events import check_name as check_event_name
 from .joins import AllOf, AnyOf, JoinInfo, Names
 from .limits import Limit
 from .locks import Lock, LockGroup, check_name
+from .state import State, StateTable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,6 +63,7 @@ class Snapshot:
     Attributes:
         locks: every lock that is held or waited for, by name.
         limits: every name with a limit: what it allows, and what is used.
+        agents: every running agent that others come after, or that comes after others (A5).
         joins: every set of `all_of` that is not full yet.
         pending: how many events are queued or being delivered.
         counts: what has gone wrong so far.
@@ -66,6 +71,7 @@ class Snapshot:
 
     locks: tuple[LockInfo, ...]
     limits: tuple[LimitInfo, ...]
+    agents: tuple[AgentInfo, ...]
     joins: tuple[JoinInfo, ...]
     pending: int
     counts: Counts
@@ -121,19 +127,25 @@ class Coordinator:
         self._table = LockTable(clock, check_timeout(lock_timeout), check_timeout(slow_after))
         self._bus = Bus(
             clock,
-            name=name,
-            workers=_at_least_one("workers", workers),
+            workers=self._make_workers(name, _at_least_one("workers", workers)),
+            loop=self._make_loop(name),
             max_pending=_at_least_one("max_pending", max_pending),
             max_depth=_at_least_one("max_depth", max_depth),
             max_joins=_at_least_one("max_joins", max_joins),
             exit_timeout=check_timeout(exit_timeout),
         )
+        self._dependencies = Dependencies(clock, self._table, self._bus.is_going_on)
+        self._bus.end_of_run = self._dependencies.sweep
+        self._values = StateTable(clock, self._bus.run_here)
         self._handles: dict[str, Lock] = {}
         self._shorten()
         forget_after_fork(self)
 
+    _make_workers: type[Workers] = Workers
+    _make_loop: type[OwnLoop] = OwnLoop
+
     def __repr__(self) -> str:
-        return f"<Coordinator {self.name!r}{' closed' if self._bus.closed else ''}>"
+        return f"<{type(self).__name__} {self.name!r}{' closed' if self._bus.closed else ''}>"
 
     # -- locks ------------------------------------------------------------------------------------------
 
@@ -211,6 +223,15 @@ class Coordinator:
             TypeError, ValueError: what can't be a limit (R5).
         """
         self._table.limit(check_name(name), Limit(concurrency, requests, tokens, per, margin))
+
+    def state(self, name: str, *, default: Any = None) -> State:
+        """A handle to the shared value of this name: `read`, `write` with a version, `update` (W1, W2).
+
+        Args:
+            name: a non-empty string; `update` takes the lock of the same name.
+            default: what `read` gives as long as nobody has written.
+        """
+        return State(self._values, check_name(name), self.lock(name), default)
 
     def slot(self, name: str) -> Slot:
         """The slot by which the caller is inside this name: for `commit` and `throttled` within an agent (R3, R4).
@@ -372,6 +393,7 @@ class Coordinator:
         lock_name: LockSpec = None,
         *,
         timeout: Any = ...,
+        after: Union[str, Sequence[str]] = (),
         tokens: Union[float, Callable[..., float]] = 0,
         throttle_on: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
         control_flow: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
@@ -387,6 +409,8 @@ class Coordinator:
             lock_name: a lock's name, a template over the call's arguments (`"customer_{customer_id}"`), a list of
                 those, or a function of the call's arguments (A4).
             timeout: how long to wait for the lock, in seconds; left out: the coordinator's `lock_timeout` (L4).
+            after: the names of agents that must have completed in this run before it starts: it waits, on its thread or
+                its loop, for `timeout` seconds at most (A5).
             tokens: how many tokens a call will need at most: a number, or a function of the call's arguments (R3).
             throttle_on: exception types by which the API says "too many requests", such as `openai.RateLimitError`:
                 everyone on the agent's lock waits for as long as the error's response says in `retry-after-ms` or
@@ -396,7 +420,8 @@ class Coordinator:
 
         Raises:
             TypeError, ValueError: on decorating: what is no function, or a template that names no parameter.
-            CoordinationTimeoutError: on calling: the lock was not free in time.
+            CoordinationTimeoutError: on calling: the lock was not free in time, or an agent in `after` not complete.
+            DependencyFailedError: on calling: an agent in `after` has failed in this run, or was cancelled.
         """
 
         def agent() -> agents.Agent:
@@ -405,6 +430,8 @@ class Coordinator:
                 self._bus,
                 name,
                 timeout=timeout,
+                dependencies=self._dependencies,
+                after=after,
                 tokens=tokens,
                 throttle_on=throttle_on,
                 control_flow=control_flow,
@@ -414,7 +441,9 @@ class Coordinator:
         agent()  # what makes no sense is refused here, not when the decorator is applied
 
         def decorate(function: F) -> F:
-            return agents.coordinate(agent(), lock_name, function)
+            made = agent()
+            self._bus.be_noticed(self._dependencies.named, made.after)
+            return agents.coordinate(made, lock_name, function)
 
         return decorate
 
@@ -425,6 +454,7 @@ class Coordinator:
         return Snapshot(
             locks=self._table.snapshot(),
             limits=self._table.limits(),
+            agents=self._dependencies.snapshot(),
             joins=self._bus.joins.snapshot(),
             pending=self._bus.pending,
             counts=Counts(
@@ -444,6 +474,7 @@ class Coordinator:
             for holder in lock.holders
             if holder.orphaned and not lock.waiters
         ]
+        told += explain_agents(snapshot.agents)
         told += [
             f"{join.join}{f' in run {join.run!r}' if join.run is not None else ''} has waited for "
             f"{age(join.waiting_for)} for {', '.join(map(repr, join.missing))}; {', '.join(map(repr, join.came))} came."
@@ -474,11 +505,67 @@ class Coordinator:
 
         return cast(F, carried)
 
+    def leaks(self, timeout: float = 1.0) -> tuple[str, ...]:
+        """What is still going on that a finished piece of work leaves behind, in words: for tests (T1).
+
+        Args:
+            timeout: how long to wait for events that are being handled, in seconds.
+
+        Returns:
+            A sentence for each lock that is held or waited for, for events that are not handled, and for each set of
+            events that is not full.
+        """
+        with suppress(CoordinationTimeoutError):
+            self.join(timeout)
+        snapshot = self.snapshot()
+        found = [
+            f"lock {lock.name!r} is still held by {holder.who}, for {age(holder.held_for)}{at(holder.where)}"
+            for lock in snapshot.locks
+            for holder in lock.holders
+        ]
+        found += [
+            f"{waiter.who} still waits for lock {lock.name!r}{at(waiter.where)}"
+            for lock in snapshot.locks
+            for waiter in lock.waiters
+        ]
+        if snapshot.pending:
+            found.append(f"{snapshot.pending} event(s) are not handled: {', '.join(self._bus.pending_names())}")
+        found += [f"{join.join} still waits for {', '.join(map(repr, join.missing))}" for join in snapshot.joins]
+        return tuple(found)
+
+    @contextmanager
+    def isolated(self) -> Iterator[Coordinator]:
+        """A block that begins with nothing going on, and after which all is as before: for tests (T1).
+
+        What has been registered and declared before is there inside; what is registered, declared, written inside is
+        gone afterwards.
+        """
+        subs, limits, values = self._bus.subscriptions(), self._table.declared(), self._values.copy()
+        self._forget_work()
+        try:
+            yield self
+        finally:
+            for sub in self._bus.subscriptions() - subs:
+                sub.cancel()
+            self._forget_work()
+            for name in self._table.declared():
+                self._table.unlimit(name)
+            for name, limit in limits.items():
+                self._table.limit(name, limit)
+            self._values.restore(values)
+
+    def _forget_work(self) -> None:
+        self._table.forget()
+        self._bus.forget_work()
+        self._dependencies.forget()
+
     # -- the end ----------------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """After a fork: the child has the subscriptions and settings, and nothing else (L13)."""
         self._table.forget(forked=True)
+        self._values.forget()
+        self._dependencies.forget()
         self._bus.forget()
         self._shorten()
 
@@ -520,10 +607,14 @@ class Coordinator:
         self._bus.close()
         self._bus.stop()
 
-    def _quit(self) -> None:
-        """Left by Ctrl-C or a cancellation: nobody wants to wait."""
+    def quit(self, why: str = "the coordinator was told to quit") -> None:
+        """Refuse new events, and deliver nothing of what is queued; what runs may finish. Waits for nobody.
+
+        Args:
+            why: what the log says about events that are abandoned.
+        """
         self._handles.clear()
-        self._bus.quit("its block was left by an interrupt")
+        self._bus.quit(why)
 
     def __enter__(self) -> Coordinator:
         return self
@@ -534,7 +625,7 @@ class Coordinator:
         if error is None or isinstance(error, Exception):
             self.close()
         else:
-            self._quit()
+            self.quit("its block was left by an interrupt")
 
     async def __aenter__(self) -> Coordinator:
         return self
@@ -545,7 +636,7 @@ class Coordinator:
         if error is None or isinstance(error, Exception):
             await self.close_async()
         else:
-            self._quit()
+            self.quit("its block was left by an interrupt")
 
     def configure(
         self,

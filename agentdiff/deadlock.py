@@ -127,13 +127,15 @@ class Hop:
     """One edge of the graph: `waiter` can't go on before `other` does.
 
     `lock` is what it waits for and `since` when `other` took it, None where `other` merely stands ahead in line.
-    Without a lock, `waiter` is a task, and `other` blocks the thread of its loop.
+    Without a lock, `waiter` waits for `what`, which `other` is running; without that too, it is a task, and `other`
+    blocks the thread of its loop.
     """
 
     waiter: Owner
     other: Owner
     lock: Optional[str]
     since: Optional[float]
+    what: Optional[str] = None
 
 
 Ways = Optional[list[list[Hop]]]
@@ -231,7 +233,9 @@ def ring_in_words(ring: tuple[Hop, ...], now: float) -> tuple[str, ...]:
     for number, hop in enumerate(ring):
         verb = "would wait" if number == 0 else "waits"
         who, other = named(hop.waiter), named(hop.other)
-        if hop.lock is None:
+        if hop.what is not None:
+            sentences.append(f"{who} {verb} for {hop.what}, which {other} is running{at(where(hop.waiter))}")
+        elif hop.lock is None:
             sentences.append(
                 f"{who} can't go on, because the thread of its event loop is blocked: {other} waits there in a "
                 "blocking acquire (use `async with` there)"

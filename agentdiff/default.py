@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from asyncio import AbstractEventLoop
+from collections.abc import Sequence
 from typing import Any, Callable, Optional, TypeVar, Union, overload
 
 from ._lanes import Delivery, Handler, Subscription
@@ -56,6 +57,7 @@ def coordinate(
     lock_name: LockSpec = None,
     *,
     timeout: Any = ...,
+    after: Union[str, Sequence[str]] = (),
     tokens: Union[float, Callable[..., float]] = 0,
     throttle_on: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
     control_flow: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
@@ -66,6 +68,7 @@ def coordinate(
         name,
         lock_name,
         timeout=timeout,
+        after=after,
         tokens=tokens,
         throttle_on=throttle_on,
         control_flow=control_flow,

@@ -132,5 +132,63 @@ class CascadeError(CoordinationError, RecursionError):
         self.loop = loop
 
 
+class StaleWriteError(CoordinationError):
+    """A value was written by somebody else since it was read (W1). Nobody's fault: read again, think again.
+
+    Attributes:
+        name: the value's name.
+        version: the version that had been read.
+        current: the version that it has now.
+        writer: who wrote that, in words (agent name and thread or task); None if it was deleted.
+        written_at: when, in seconds since the epoch.
+        run: in which run; None outside of any.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        name: str = "",
+        version: int = 0,
+        current: int = 0,
+        writer: Optional[str] = None,
+        written_at: Optional[float] = None,
+        run: Optional[str] = None,
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.version = version
+        self.current = current
+        self.writer = writer
+        self.written_at = written_at
+        self.run = run
+
+
+class DependencyFailedError(CoordinationError):
+    """An agent did not start, because one that it comes after has failed or was cancelled in its run (A5).
+
+    Attributes:
+        agent: the agent that did not start.
+        dependency: the one that failed.
+        error: what that said.
+        run: the run; None outside of any.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        agent: str = "",
+        dependency: str = "",
+        error: str = "",
+        run: Optional[str] = None,
+    ) -> None:
+        super().__init__(message)
+        self.agent = agent
+        self.dependency = dependency
+        self.error = error
+        self.run = run
+
+
 class LoopClosedError(CoordinationError, RuntimeError):
     """An async handler could not run, or not to its end: its event loop has been closed (E8)."""

@@ -16,9 +16,11 @@ from agentdiff import (
     CoordinationError,
     CoordinationTimeoutError,
     DeadlockError,
+    DependencyFailedError,
     LoopClosedError,
     NotHeldError,
     QueueFullError,
+    StaleWriteError,
     errors,
 )
 
@@ -36,6 +38,14 @@ EXAMPLES: list[tuple[CoordinationError, dict[str, Any]]] = [
     (NotHeldError("text", name="x", holder="task 'T'"), {"name": "x", "holder": "task 'T'"}),
     (ClosedError("text"), {}),
     (QueueFullError("text", name="e", pending=3, max_pending=2), {"name": "e", "pending": 3, "max_pending": 2}),
+    (
+        StaleWriteError("text", name="x", version=1, current=2, writer="thread 'T'", written_at=3.0, run="r"),
+        {"name": "x", "version": 1, "current": 2, "writer": "thread 'T'", "written_at": 3.0, "run": "r"},
+    ),
+    (
+        DependencyFailedError("text", agent="a", dependency="b", error="no", run="r"),
+        {"agent": "a", "dependency": "b", "error": "no", "run": "r"},
+    ),
     (LoopClosedError("text"), {}),
     (CascadeError("text", name="e", depth=3, loop=("e", "f", "e")), {"name": "e", "depth": 3, "loop": ("e", "f", "e")}),
 ]

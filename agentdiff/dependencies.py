@@ -1,0 +1,246 @@
+"""Agents that come after others (A5): who has completed in which run, and who waits for that.
+
+Only agents that some `after=` names are remembered, and only as long as their run goes on: until it has no open block
+and nothing pending.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import Any, Callable, Optional, Protocol
+
+import attrs
+
+from ._clock import Clock
+from ._owner import Owner, in_words, lent_worker
+from ._waitqueue import Bell, TaskBell, ThreadBell
+from .deadlock import Hop, age, where
+from .errors import CoordinationTimeoutError, DependencyFailedError
+
+_WAYS_TRIED = 64
+
+
+@attrs.frozen(kw_only=True)
+class AgentInfo:
+    """A running agent that others may come after, or that comes after others, as a snapshot shows it (L11).
+
+    Attributes:
+        name: its name.
+        who: the thread or task that runs it, in words.
+        run: the id of its run; None outside of any.
+        running_for: for how many seconds.
+        waits_for: the agents that it waits for.
+        where: the line of code that it is at.
+    """
+
+    name: str
+    who: str
+    run: Optional[str]
+    running_for: float
+    waits_for: tuple[str, ...]
+    where: Optional[str]
+
+
+class Graph(Protocol):
+    """Who waits for whom, for locks and otherwise: the lock table."""
+
+    def begin_wait(self, owner: Owner, ways: Callable[[], list[list[Hop]]], name: str) -> None:
+        """`owner` is about to wait; raises `DeadlockError` if that could never end (L5)."""
+
+    def end_wait(self, owner: Owner) -> None:
+        """It waits no more."""
+
+
+class Running:
+    """One call of an agent, while it runs."""
+
+    __slots__ = ("agent", "bell", "missing", "owner", "run", "since")
+
+    def __init__(self, agent: str, run: Optional[str], owner: Owner, since: float) -> None:
+        self.agent = agent
+        self.run = run
+        self.owner = owner
+        self.since = since
+        self.missing: tuple[str, ...] = ()  # what it waits for
+        self.bell: Optional[Bell] = None
+
+
+class _Run:
+    """What is known of one run."""
+
+    __slots__ = ("calls", "outcomes")
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Optional[str]] = {}  # by agent: None if it completed, else what its error said
+        self.calls: list[Running] = []
+
+
+class Dependencies:
+    """Who has completed, in the runs of one coordinator.
+
+    Args:
+        is_going_on: whether a run has an open block, or anything pending.
+    """
+
+    def __init__(self, clock: Clock, graph: Graph, is_going_on: Callable[[str], bool]) -> None:
+        self.named: set[str] = set()  # the agents that some `after=` names
+        self._clock = clock
+        self._graph = graph
+        self._is_going_on = is_going_on
+        self._runs: dict[Optional[str], _Run] = {}
+        self._mutex = threading.RLock()  # re-entrant, since a collected generator ends its call (A1)
+
+    def forget(self) -> None:
+        """After a fork: no agent runs here, and none has completed (L13)."""
+        self._mutex = threading.RLock()
+        self._runs.clear()
+
+    def begin(self, agent: str, run: Optional[str], owner: Owner) -> Running:
+        """A call of an agent has begun."""
+        call = Running(agent, run, owner, self._clock.monotonic())
+        with self._mutex:
+            self._runs.setdefault(run, _Run()).calls.append(call)
+        return call
+
+    def end(self, call: Running, error: Optional[str]) -> None:
+        """It has ended: completed, or failed or been cancelled with an error that says this."""
+        with self._mutex:
+            found = self._runs.get(call.run)
+            if found is not None and call in found.calls:
+                found.calls.remove(call)
+                if call.agent in self.named:
+                    found.outcomes[call.agent] = error
+            waiting = [other for other in found.calls if call.agent in other.missing] if found is not None else []
+            bells = [other.bell for other in waiting if other.bell is not None]
+        for bell in bells:
+            bell.ring()
+        if call.run is not None:
+            self.sweep(call.run)
+
+    def sweep(self, run: str) -> None:
+        """Something of the run has ended: if nothing of it goes on, it is forgotten."""
+        with self._mutex:
+            found = self._runs.get(run)
+            if found is not None and not found.calls and not self._is_going_on(run):
+                del self._runs[run]
+
+    # -- waiting ------------------------------------------------------------------------------------------
+
+    def wait(self, call: Running, after: tuple[str, ...], timeout: Optional[float]) -> None:
+        """Block this thread until all agents in `after` have completed in the run of the call.
+
+        Raises:
+            DependencyFailedError: one of them has failed, or was cancelled.
+            CoordinationTimeoutError: the time ran out.
+            DeadlockError: one of them waits, in the end, for this very call (L5).
+        """
+        deadline = self._deadline(timeout)
+        try:
+            while not self._is_ready(call, after, bell := ThreadBell()):
+                left = self._left(call, deadline, timeout)
+                with lent_worker():
+                    bell.sleep(self._clock, left)
+        finally:
+            self._stop(call)
+
+    async def wait_async(self, call: Running, after: tuple[str, ...], timeout: Optional[float]) -> None:
+        """The same on a loop, which goes on meanwhile."""
+        deadline = self._deadline(timeout)
+        try:
+            while not self._is_ready(call, after, bell := TaskBell()):
+                await bell.sleep(self._clock, self._left(call, deadline, timeout))
+        finally:
+            self._stop(call)
+
+    def _is_ready(self, call: Running, after: tuple[str, ...], bell: Bell) -> bool:
+        """Whether the call may start; if not, the bell will ring when something has changed."""
+        with self._mutex:
+            outcomes = self._runs[call.run].outcomes
+            for name in after:
+                error = outcomes.get(name)
+                if error is not None:
+                    run = f" in run {call.run!r}" if call.run is not None else ""
+                    raise DependencyFailedError(
+                        f"agent {call.agent!r} did not start: agent {name!r}, which it comes after, ended{run} with "
+                        f"{error}",
+                        agent=call.agent,
+                        dependency=name,
+                        error=error,
+                        run=call.run,
+                    )
+            call.missing = tuple(name for name in after if name not in outcomes)
+            call.bell = bell
+        if call.missing:
+            self._graph.begin_wait(call.owner, lambda: self._ways(call), call.missing[0])
+        return not call.missing
+
+    def _stop(self, call: Running) -> None:
+        with self._mutex:
+            call.missing = ()
+            call.bell = None
+        self._graph.end_wait(call.owner)
+
+    def _ways(self, call: Running) -> list[list[Hop]]:
+        """Whose calls may bring what it waits for: of each agent that runs now, one. One that doesn't may begin yet."""
+        with self._mutex:
+            calls = self._runs[call.run].calls
+            running = [
+                [Hop(call.owner, other.owner, None, None, f"agent {name!r}") for other in calls if other.agent == name]
+                for name in call.missing
+            ]
+        return [list(way) for way in itertools.islice(itertools.product(*filter(None, running)), _WAYS_TRIED)]
+
+    def _deadline(self, timeout: Optional[float]) -> Optional[float]:
+        return None if timeout is None else self._clock.monotonic() + timeout
+
+    def _left(self, call: Running, deadline: Optional[float], timeout: Optional[float]) -> Optional[float]:
+        if deadline is None or timeout is None:
+            return None
+        left = deadline - self._clock.monotonic()
+        if left <= 0:
+            missing = ", ".join(map(repr, call.missing))
+            raise CoordinationTimeoutError(
+                f"agent {call.agent!r} did not start: within {age(timeout)}, {missing} did not complete in its run",
+                name=call.missing[0],
+                timeout=timeout,
+            )
+        return left
+
+    # -- looking ------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> tuple[AgentInfo, ...]:
+        """The calls that run now, the oldest first."""
+        with self._mutex:
+            now = self._clock.monotonic()
+            calls = [(call, call.missing) for run in self._runs.values() for call in run.calls]
+        return tuple(
+            AgentInfo(
+                name=call.agent,
+                who=in_words(call.owner),
+                run=call.run,
+                running_for=now - call.since,
+                waits_for=missing,
+                where=where(call.owner),
+            )
+            for call, missing in sorted(calls, key=_by_age)
+        )
+
+
+def _by_age(call: tuple[Running, Any]) -> float:
+    return call[0].since
+
+
+def explain_agents(agents: tuple[AgentInfo, ...]) -> list[str]:
+    """Which agents wait for which, in plain words (L11)."""
+    running = {(agent.name, agent.run) for agent in agents}
+    told = []
+    for agent in agents:
+        if agent.waits_for:
+            run = f" in run {agent.run!r}" if agent.run is not None else ""
+            waited = age(agent.running_for)
+            missing = ", ".join(
+                f"{name!r} ({'running' if (name, agent.run) in running else 'not started'})" for name in agent.waits_for
+            )
+            told.append(f"Agent {agent.name!r} ({agent.who}) has waited for {waited} for {missing}{run}.")
+    return told
