@@ -26,7 +26,9 @@ from .events import CAUSE, Event
 Handler = Callable[[Any], Any]
 Outcome = tuple[int, Any, Optional[BaseException]]
 
-_TURNS_BEFORE_OTHERS = 64
+EMPTY, AWAY, ENOUGH = range(3)
+"""Why the delivering of a lane's events has paused: nothing is left; an async handler is to be waited for; others may
+be waiting for a worker, or for this lane, or the context is not as good as new."""
 
 
 class Deliverer(Protocol):
@@ -40,6 +42,9 @@ class Deliverer(Protocol):
     bells: dict[Delivery, list[Bell]]
 
     def unsubscribe(self, sub: Subscription) -> None: ...
+
+    @property
+    def deliver(self) -> Callable[[deque[Delivery], deque[Bell], Context], int]: ...
 
     def handle(self, delivery: Delivery, place: int) -> bool: ...
 
@@ -92,6 +97,7 @@ class Subscription:
         "order",
         "pass_event",
         "plain",
+        "simple",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +115,7 @@ class Subscription:
         self.name = names[0] if len(names) == 1 else " | ".join(names)
         self.names = names
         self.plain = not is_async and not concurrent
+        self.simple = self.plain and not once and not pass_event
         self.handler = handler
         self.pass_event = pass_event
         self.concurrent = concurrent
@@ -205,27 +212,20 @@ class Lane:
     def _work(self) -> None:
         """Deliver, in turn, until nothing is left or an async handler is to be waited for. The turn is ours."""
         bus = self._bus
-        handle = bus.handle
-        queue = self.queue
-        turns = 0
         before, LOCAL.lane = LOCAL.lane, self
         try:
             while True:
                 if self._returning and self._hand_back():
                     return
-                try:
-                    delivery = queue.popleft()
-                except IndexError:
+                context = Context()
+                found = context.run(bus.deliver, self.queue, self._returning, context)
+                if found is EMPTY:
                     if self._let_go():
                         bus.look_for_idle(self.run_id)
                         return
-                    continue
-                if bus.unusual and bus.skips(delivery):
-                    continue
-                if not handle(delivery, 0):
+                elif found is AWAY:
                     return  # whoever ends the async handler has `resume` run
-                turns += 1
-                if turns >= _TURNS_BEFORE_OTHERS and bus.workers.backlog:
+                elif bus.workers.backlog:
                     bus.workers.submit(self.resume)  # others wait for a worker: to the end of their line
                     return
         finally:

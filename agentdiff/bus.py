@@ -13,16 +13,17 @@ import re
 import threading
 import traceback
 from asyncio import AbstractEventLoop, Task
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
-from itertools import count
+from itertools import count, repeat
 from types import CoroutineType, TracebackType
 from typing import Any, Callable, Optional, Union
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ._clock import Clock, check_timeout
-from ._lanes import Away, Cause, Delivery, Handler, Lane, Subscription, cause_here, name_of
+from ._lanes import AWAY, EMPTY, ENOUGH, Away, Cause, Delivery, Handler, Lane, Subscription, cause_here, name_of
 from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, current_task_of, lent_worker, running_loop
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import OwnLoop, Tally, Workers, drain_at_exit
@@ -45,6 +46,7 @@ Emit = Callable[..., Delivery]
 _ROUTES_KEPT = 4096
 _HELP_EVERY = 0.02
 _NAMES_SHOWN = 12
+_TURNS_BEFORE_OTHERS = 64
 _NOTHING = ((1, None, None),)  # what most deliveries hold in the end
 
 
@@ -202,7 +204,8 @@ class Bus:
         self._joiners: list[Bell] = []
         self._outside = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
-        self.emit = _make_emit(self, self._routes, self._outside)
+        self.emit, self.emit_in = _make_emit(self, self._routes, self._outside)
+        self.deliver = _make_deliver(self)
 
     def pending_names(self) -> list[str]:
         """The names of events that are queued or being delivered."""
@@ -543,7 +546,7 @@ class Bus:
     ) -> Optional[Delivery]:
         """Emit for an agent: into the lane given, and whatever goes wrong never reaches the agent (A3, E5)."""
         try:
-            return self.emit(name, data, sender=sender, _cause=cause, _lane=lane)
+            return self.emit_in(name, data, sender, cause, lane)
         except Exception as error:
             with self.mutex:
                 self.refused += 1
@@ -612,10 +615,19 @@ class Bus:
             self.workers.submit(job)
         return True
 
+    def has_raised(self, delivery: Delivery, sub: Subscription, place: int, error: BaseException) -> None:
+        """A sync handler has raised."""
+        self.record(delivery, sub, place, None, error)
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise error  # Ctrl-C while the main thread lends a hand at exit
+
     def has_returned(
         self, delivery: Delivery, sub: Subscription, place: int, result: Any, then: Optional[Callable[[], None]]
     ) -> bool:
         """A sync handler has returned; False if it gave a coroutine, which is then driven on a loop."""
+        if result is None and len(delivery.route) == 1:  # most handlers of most events
+            delivery.outcomes = _NOTHING
+            return True
         if type(result) is not CoroutineType:
             delivery.add_outcome(place, result, None)
             return True
@@ -933,8 +945,8 @@ class RunBlock:
 
 def _make_emit(  # noqa: PLR0915  (flat on purpose)
     bus: Bus, routes: dict[str, tuple[Subscription, ...]], outside: Any
-) -> Emit:
-    """A closure, since every attribute looked up on this path shows in the figures."""
+) -> tuple[Emit, Emit]:
+    """Closures, since every attribute looked up on this path shows in the figures."""
     find = routes.get
     now = bus.clock.time
     number = bus.numbers.add
@@ -944,52 +956,59 @@ def _make_emit(  # noqa: PLR0915  (flat on purpose)
     loop_here = running_loop
     submit = bus.workers.submit
 
-    def emit(  # noqa: PLR0912, PLR0915
-        name: str,
-        data: Any = None,
-        *,
-        sender: Optional[str] = None,
-        _cause: Any = ...,
-        _lane: Optional[Lane] = None,
-    ) -> Delivery:
-        """Send an event on its way; never waits for a handler (E4). An agent's call names its cause and lane."""
-        known = True
+    def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
+        """Send an event on its way; never waits for a handler (E4)."""
         try:
             route = find(name)
         except TypeError:  # unhashable
             check_name(name)
             raise
+        cause = why()
+        if cause is not None:
+            cause = bus.own_cause(cause)
         if route is None:  # a new name, or somebody expects events
-            known = False
-            route = bus.find_route(name)
-        if _cause is ...:
-            _cause = why()
-            if _cause is not None:
-                _cause = bus.own_cause(_cause)
+            return emit_in(name, data, sender, cause, None)
         delivery = Delivery()
         delivery.bus = bus
         delivery.name = name
         delivery.data = data
         delivery.sender = sender
         delivery.time = now()
-        delivery.outer = _cause
-        delivery.lane = _lane
+        delivery.outer = cause
+        delivery.lane = None
         delivery.route = route
-        if not route:
-            if not known:
-                bus.tell_expecting(delivery)
-            return delivery
-        if _cause is not None and _cause.depth >= bus.max_depth and name != "handler_failed":
-            bus.refuse_depth(name, _cause)
-        if _lane is None:
-            if _cause is None:
+        return send(delivery, cause, None, True) if route else delivery
+
+    def emit_in(name: str, data: Any, sender: Optional[str], cause: Optional[Cause], lane: Optional[Lane]) -> Delivery:
+        """The same, where it is known what causes the event, and into which lane it belongs."""
+        route = find(name)
+        delivery = Delivery()
+        delivery.bus = bus
+        delivery.name = name
+        delivery.data = data
+        delivery.sender = sender
+        delivery.outer = cause
+        delivery.lane = lane
+        delivery.route = bus.find_route(name) if route is None else route
+        delivery.time = now()
+        if delivery.route:
+            return send(delivery, cause, lane, route is not None)
+        if route is None:
+            bus.tell_expecting(delivery)
+        return delivery
+
+    def send(delivery: Delivery, cause: Optional[Cause], lane: Optional[Lane], known: bool) -> Delivery:
+        if cause is not None and cause.depth >= bus.max_depth and delivery.name != "handler_failed":
+            bus.refuse_depth(delivery.name, cause)
+        if lane is None:
+            if cause is None:
                 try:
-                    _lane = outside.lane if loop_here() is None else bus.lane_of(None)
+                    lane = outside.lane if loop_here() is None else bus.lane_of(None)
                 except AttributeError:
-                    _lane = bus.lane_of(None)
+                    lane = bus.lane_of(None)
             else:
-                _lane = _cause.lane or bus.lane_of(_cause)
-            delivery.lane = _lane
+                lane = cause.lane or bus.lane_of(cause)
+            delivery.lane = lane
         try:
             delivery.serial = number()
             count_in(delivery)
@@ -997,16 +1016,68 @@ def _make_emit(  # noqa: PLR0915  (flat on purpose)
                 bus.make_room(delivery)
             if not known:
                 bus.tell_expecting(delivery)
-            _lane.queue.append(delivery)
-            if not _lane.scheduled:
-                _lane.scheduled = True
-                submit(_lane.run)
+            lane.queue.append(delivery)
+            if not lane.scheduled:
+                lane.scheduled = True
+                submit(lane.run)
         except BaseException:  # Ctrl-C, at any of these steps
             bus.repair(delivery)
             raise
         return delivery
 
-    return emit
+    return emit, emit_in
+
+
+def _make_deliver(bus: Bus) -> Callable[[deque[Delivery], deque[Bell], Context], int]:
+    """The other half of the hot path: also a closure, and flat, for most handlers of most events."""
+    cause = CAUSE.set
+    handle = bus.handle
+    forget = bus.live.discard
+    bells = bus.bells
+
+    def deliver(queue: deque[Delivery], returning: deque[Bell], context: Context) -> int:  # noqa: PLR0912
+        """Deliver what a lane holds, one after another, in a context made for that; tell why it has paused.
+
+        Each handler finds a context that says why it is called, and nothing else (E12): so as soon as one has left
+        something in it, another is to be made.
+        """
+        take = queue.popleft
+        for _ in repeat(None, _TURNS_BEFORE_OTHERS):
+            if returning:
+                return ENOUGH
+            try:
+                delivery = take()
+            except IndexError:
+                return EMPTY
+            if bus.unusual and bus.skips(delivery):
+                continue
+            route = delivery.route
+            if len(route) > 1 or not route[0].simple:
+                if not handle(delivery, 0):
+                    return AWAY
+                continue
+            sub = route[0]
+            delivery.outcomes = None  # it has begun
+            if sub.active:
+                cause(delivery)
+                try:
+                    result = sub.handler(delivery.data)
+                except BaseException as error:
+                    bus.has_raised(delivery, sub, 1, error)
+                else:
+                    if result is None:
+                        delivery.outcomes = _NOTHING
+                    elif not bus.has_returned(delivery, sub, 1, result, None):
+                        return AWAY
+            delivery.route = ()
+            if bells:
+                delivery.ring()
+            forget(delivery)
+            if len(context) != 1:
+                return ENOUGH
+        return ENOUGH
+
+    return deliver
 
 
 def _call(
@@ -1017,12 +1088,7 @@ def _call(
     try:
         result = sub.handler(delivery.event if sub.pass_event else delivery.data)
     except BaseException as error:
-        bus.record(delivery, sub, place, None, error)
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            raise  # Ctrl-C while the main thread lends a hand at exit
-        return True
-    if result is None and len(delivery.route) == 1:  # most handlers of most events
-        delivery.outcomes = _NOTHING
+        bus.has_raised(delivery, sub, place, error)
         return True
     return bus.has_returned(delivery, sub, place, result, then)
 
