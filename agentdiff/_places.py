@@ -377,6 +377,26 @@ class LockEntry:
             self.serve()
         self.tidy()
 
+    def hand_over(self, slot: Slot) -> bool:
+        """What `exit` and all behind it come to in the plainest case; False where this is another."""
+        line = self.line
+        if not line or self.chain or self.hopeful or self.evicted or slot.owner.__class__ is GeneratorOwner:
+            return False
+        book = self.book
+        heir = next(iter(line))
+        claim = heir.claim
+        self.slots[self.name] = claim
+        slot.owner = None
+        slot.depth = 0
+        del line[heir]
+        book.unlist(heir)
+        claim.since = book.now()
+        heir.served = True
+        book.woken.append(heir)
+        if not line:
+            del book.entries[self.name]
+        return True
+
     def forsake(self, waiter: Place) -> None:
         if waiter in self.line:
             self._unlist(waiter)

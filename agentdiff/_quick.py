@@ -30,11 +30,13 @@ class Table(Limiter, Protocol):
 
     def pass_on(self, name: str) -> None: ...
 
+    def hand_over(self, slot: Slot) -> bool: ...
+
 
 def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (closures, flat on purpose)
     """What makes, for a name, the ways to enter it and to leave it."""
     slots, entries, settle, now = table.book.slots, table.book.entries, table.settle, table.book.now
-    slowly, release, pass_on = table.enter, table.release, table.pass_on
+    slowly, release, pass_on, hand_over = table.enter, table.release, table.pass_on, table.hand_over
     setdefault = slots.setdefault
     find = slots.get
     held = HOLDS.get
@@ -85,16 +87,19 @@ def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (cl
         ) -> None:
             """End the block that this context has entered last."""
             slot: Optional[Slot] = held()
-            if slot is not None and find(name) is slot and name not in entries:
-                if slot.depth > 1:
-                    slot.depth -= 1
+            if slot is not None and find(name) is slot:
+                if name not in entries:
+                    if slot.depth > 1:
+                        slot.depth -= 1
+                        return
+                    del slots[name]
+                    slot.owner = None
+                    if name in entries:
+                        pass_on(name)
                     return
-                del slots[name]
-                slot.owner = None
-                if name in entries:
-                    pass_on(name)
-            else:
-                release(name, current_owner(), True)
+                if slot.depth == 1 and hand_over(slot):
+                    return
+            release(name, current_owner(), True)
 
         return enter, leave
 

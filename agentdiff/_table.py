@@ -490,6 +490,18 @@ class LockTable:
             entry.tidy()
         self._act()
 
+    def hand_over(self, slot: Slot) -> bool:
+        """End the only entry to the slot, where to appoint the first in line is all that there is to do."""
+        mutex = self._mutex
+        if mutex._is_owned():
+            return False
+        with mutex:
+            entry = self.entries.get(slot.name)
+            if not isinstance(entry, LockEntry) or not entry.hand_over(slot):
+                return False
+        self._act()
+        return True
+
     # -- after the mutex --------------------------------------------------------------------------------
 
     def _act(self) -> None:
