@@ -1763,6 +1763,60 @@ def test_E12_a_handler_has_no_holds(coord, kind):
     assert seen == [False]
 
 
+@pytest.mark.parametrize("pass_event", [False, True])
+@pytest.mark.parametrize("second_name", ["first", "second"])
+def test_E12_what_a_handler_leaves_in_its_context_the_next_one_does_not_find(coord, second_name, pass_event):
+    """Handlers of one lane share nothing: neither those of one event, nor those of the events after it."""
+    found = []
+
+    def leaves(data):
+        found.append(var.get())
+        var.set("left behind")
+        with coord.lock("x"):
+            pass
+
+    coord.on("first", leaves, pass_event=pass_event)
+    coord.on(second_name, lambda data: found.append(var.get()))
+    for _ in range(3):
+        coord.emit("first")
+        coord.emit("second")
+    coord.join(10)
+    assert found == ["default"] * 6
+
+
+def test_E4_there_is_no_result_before_the_handler_has_returned(coord, gate):
+    """A handler at work has given nothing yet, not even None."""
+    coord.on("slow", lambda data: gate(data) and None)
+    delivery = coord.emit("slow", 1)
+    assert gate.began.wait(10)
+    assert (delivery.results, delivery.done) == ((), False)
+    gate.go.set()
+    assert delivery.wait(10).results == (None,)
+
+
+def test_E2_a_lane_whose_handlers_all_use_locks_lets_others_pass(gate):
+    """One worker, one busy run: another run's event is handled before the busy one is through."""
+    order = []
+    with Coordinator(workers=1) as coord:
+
+        def busy(data):
+            with coord.lock("x"):
+                order.append(data)
+
+        coord.on("gate", gate)
+        coord.on("busy", busy)
+        with coord.run("first"):
+            coord.emit("gate")
+            assert gate.began.wait(10)
+            for _ in range(500):
+                coord.emit("busy", "busy")
+        with coord.run("second"):
+            coord.emit("busy", "other")
+        gate.go.set()
+        coord.join(10)
+    assert order.index("other") < 200
+
+
 @KINDS
 def test_E12_a_handlers_context_carries_the_run(coord, kind):
     """Into what it starts, too."""
