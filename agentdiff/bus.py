@@ -218,7 +218,7 @@ class Bus:
                 lane.queue.clear()
             self.live.clear()
             self._expected.clear()
-        self.joins.stop()
+        self.joins.clear()
 
     def forget(self) -> None:
         """After a fork: the subscriptions are there, and nothing else (L13)."""
@@ -279,12 +279,16 @@ class Bus:
         timeout: Optional[float],
     ) -> Subscription:
         """Call `handler` for each full set of these events within a run (E13)."""
-        if check_handler(handler) and loop is None:
+        is_async = check_handler(handler)
+        if is_async and loop is None:
             loop = running_loop()
-        join = Join(self.joins, names, handler, pass_event=pass_event, once=once, timeout=timeout)
-        join.subscription = self.subscribe(
-            names.names, join, loop=loop, pass_event=True, concurrent=False, once=False, is_async=False
-        )
+            if loop is None:
+                self.loop.get()  # now: see `subscribe`
+        join = Join(self.joins, names, handler, is_async=is_async, pass_event=pass_event, once=once, timeout=timeout)
+        with self.mutex:  # so that no event comes before the join knows its subscription
+            join.subscription = self.subscribe(
+                names.names, join, loop=loop, pass_event=True, concurrent=False, once=False, is_async=False
+            )
         return join.subscription
 
     def unsubscribe(self, sub: Subscription) -> None:
@@ -550,7 +554,8 @@ class Bus:
         except Exception as error:
             with self.mutex:
                 self.refused += 1
-            logger.error("event %r of agent %r could not be emitted: %s", name, sender, error)
+            with suppress(Exception):  # a logging filter, say
+                logger.error("event %r of agent %r could not be emitted: %s", name, sender, error)
             return None
 
     # -- delivering ---------------------------------------------------------------------------------------

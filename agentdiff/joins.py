@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any, Optional, Protocol, Union
 
 import attrs
 
 from ._clock import Clock
-from ._lanes import Cause, Handler, Subscription, cause_here
-from ._owner import lent_worker
+from ._lanes import Cause, Handler, Subscription, cause_here, name_of
+from ._owner import LOCAL, lent_worker
 from ._workers import Workers
 from .events import Event, check_name, is_pattern
 
@@ -138,29 +139,51 @@ class Join:
     """One `on(all_of(...))`: sorts events into sets, and calls the handler for each full one."""
 
     def __init__(
-        self, joins: Joins, names: AllOf, handler: Handler, *, pass_event: bool, once: bool, timeout: Optional[float]
+        self,
+        joins: Joins,
+        names: AllOf,
+        handler: Handler,
+        *,
+        is_async: bool,
+        pass_event: bool,
+        once: bool,
+        timeout: Optional[float],
     ) -> None:
+        if timeout == 0:
+            raise ValueError(f"the timeout of {names} must not be 0: none of its sets would ever be full in time")
         self.names = names
         self.timeout = timeout
         self.subscription: Optional[Subscription] = None
+        self.cancelled = False
         self._joins = joins
         self._handler = handler
+        self._is_async = is_async
         self._pass_event = pass_event
         self._claim = threading.Lock() if once else None
-        self.__qualname__ = getattr(handler, "__qualname__", str(names))  # how failures name it
+        self.__qualname__ = name_of(handler)  # how failures name it
 
     def __call__(self, event: Event) -> Any:
         """An event has come; gives what the handler gives, if that fills a set."""
         full = self._joins.put(self, event)
-        if full is None:
+        if full is None or (self._claim is not None and not self._claim.acquire(False)):
             return None
-        if self._claim is not None:
-            if not self._claim.acquire(False):
-                return None
-            if self.subscription is not None:
-                self.subscription.cancel()
         found = ((name, full[name]) for name in self.names.names)
-        return self._handler({name: event if self._pass_event else event.data for name, event in found})
+        argument = {name: event if self._pass_event else event.data for name, event in found}
+        if self._is_async:
+            return self._handle_async(argument)
+        return self._handler(argument) if self._may_start() else None
+
+    async def _handle_async(self, argument: dict[str, Any]) -> Any:
+        """On the handler's loop, which may have taken its time."""
+        return await self._handler(argument) if self._may_start() else None
+
+    def _may_start(self) -> bool:
+        """Asked right before the call: not cancelled (E10)."""
+        if self.cancelled:
+            return False
+        if self._claim is not None and self.subscription is not None:
+            self.subscription.cancel()
+        return True
 
 
 class Teller(Protocol):
@@ -182,6 +205,7 @@ class Joins:
         self._clock = clock
         self._workers = workers
         self._teller = teller
+        self._stopped = False
         self.begin()
 
     def begin(self) -> None:
@@ -190,7 +214,9 @@ class Joins:
         self._bell = threading.Lock()
         self._bell.acquire()
         self._sets: OrderedDict[_Set, None] = OrderedDict()  # the oldest first
-        self._lines: dict[tuple[Join, Optional[str]], _Line] = {}
+        self._timed: dict[float, OrderedDict[_Set, None]] = {}  # those with a timeout, by that: the first is due first
+        self._lines: dict[Join, dict[Optional[str], _Line]] = {}
+        self._cancelled: deque[Join] = deque()  # whose sets are still there
         self._asleep_until: Optional[float] = None  # when whoever watches the time looks again; None: nobody does
 
     def put(self, join: Join, event: Event) -> Optional[dict[str, Event]]:
@@ -198,20 +224,12 @@ class Joins:
         dropped: Optional[_Set] = None
         cause = cause_here()
         with self._mutex:
-            key = (join, event.run_id)
-            line = self._lines.get(key)
-            if line is None:
-                line = self._lines[key] = _Line(join.names.names)
-            place = line.having[event.name]
-            line.having[event.name] += 1
-            if place < len(line.sets):
-                found = line.sets[place]
-            else:
-                found = _Set(join, event.run_id, self._clock.monotonic(), cause)
-                line.sets.append(found)
-                self._sets[found] = None
+            self._forget_cancelled()
+            if join.cancelled or self._stopped:
+                return None
+            found = self._place(join, event, cause)
             found.events[event.name] = event
-            full = not found.missing
+            full = len(found.events) == len(join.names.names)
             if full:
                 self._remove(found)
             elif len(self._sets) > self.limit:
@@ -219,31 +237,92 @@ class Joins:
                 self._remove(dropped)
                 self.dropped += 1
             watched = self._asleep_until is not None
-            due = found.due if found in self._sets else None
+            due = None if full else found.due
             sooner = due is not None and (self._asleep_until is None or due < self._asleep_until)
             if sooner:
                 self._asleep_until = due
-        if dropped is not None:
-            self._tell(dropped, f"there were more than {self.limit} unfinished sets")
         if sooner and watched:
             self._ring()
         elif sooner:
             self._workers.submit(self._watch)
+        if dropped is not None:
+            self._tell(dropped, f"there were more than {self.limit} unfinished sets")
         return found.events if full else None
 
+    def _place(self, join: Join, event: Event, cause: Optional[Cause]) -> _Set:
+        """The first set of the event's run that has none of this name."""
+        lines = self._lines.setdefault(join, {})
+        line = lines.get(event.run_id)
+        if line is None:
+            line = lines[event.run_id] = _Line(join.names.names)
+        place = line.having[event.name]
+        line.having[event.name] += 1
+        if place < len(line.sets):
+            return line.sets[place]
+        made = _Set(join, event.run_id, self._clock.monotonic(), cause)
+        line.sets.append(made)
+        self._sets[made] = None
+        if join.timeout is not None:
+            self._timed.setdefault(join.timeout, OrderedDict())[made] = None
+        return made
+
     def _remove(self, one: _Set) -> None:
-        del self._sets[one]
-        line = self._lines[one.join, one.run]
+        self._take_out(one)
+        lines = self._lines[one.join]
+        line = lines[one.run]
         line.remove(one)
         if not line.sets:
-            del self._lines[one.join, one.run]
+            del lines[one.run]
+            if not lines:
+                del self._lines[one.join]
+
+    def _take_out(self, one: _Set) -> None:
+        del self._sets[one]
+        timeout = one.join.timeout
+        if timeout is not None:
+            del self._timed[timeout][one]
+            if not self._timed[timeout]:
+                del self._timed[timeout]
 
     def cancel(self, join: Join) -> None:
-        """Its subscription has been cancelled: what it waits for is of no interest."""
+        """Its subscription has been cancelled: what it waits for is of no interest.
+
+        A garbage collection may do that, amid any of what is done here: so it waits for nobody.
+        """
+        join.cancelled = True
+        self._cancelled.append(join)
+        self._tidy()
+
+    def clear(self) -> None:
+        """Forget what has come."""
         with self._mutex:
-            for one in [one for one in self._sets if one.join is join]:
-                self._remove(one)
+            self._forget_sets()
         self._ring()
+
+    def stop(self) -> None:
+        """Nothing is kept, and nobody is told of anything any more."""
+        self._stopped = True
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self._mutex.acquire(False):  # else whoever takes it next does it
+            try:
+                self._forget_cancelled()
+            finally:
+                self._mutex.release()
+        self._ring()
+
+    def _forget_cancelled(self) -> None:
+        if self._stopped:
+            self._forget_sets()
+        while self._cancelled:
+            for line in self._lines.pop(self._cancelled.popleft(), {}).values():
+                for one in line.sets:
+                    self._take_out(one)
+
+    def _forget_sets(self) -> None:
+        for kept in (self._sets, self._lines, self._timed):
+            kept.clear()
 
     # -- time ---------------------------------------------------------------------------------------------
 
@@ -253,27 +332,38 @@ class Joins:
 
     def _watch(self) -> None:
         """On a worker: sleep until the next set's time is over, as long as there is one."""
+        lends_a_hand = LOCAL.workers is not self._workers  # at the exit of the process, say, which nobody holds up
         while True:
             with self._mutex:
-                now = self._clock.monotonic()
-                timed = [(one.due, one) for one in self._sets if one.due is not None]
-                over = [one for due, one in timed if due <= now]
-                for one in over:
-                    self._remove(one)
-                self._asleep_until = until = min((due for due, _ in timed if due > now), default=None)
+                self._forget_cancelled()
+                over = self._take_overdue(self._clock.monotonic())
+                until = min((next(iter(sets)).due or 0.0 for sets in self._timed.values()), default=None)
+                if lends_a_hand:
+                    until = None
+                self._asleep_until = until
             for one in over:
                 self._tell(one, f"their time of {one.join.timeout:g} s is over")
             if until is None:
                 return
-            with lent_worker():
-                self._clock.wait(self._bell, until - now)
+            left = until - self._clock.monotonic()
+            if left > 0:
+                with lent_worker():
+                    self._clock.wait(self._bell, left)
+
+    def _take_overdue(self, now: float) -> list[_Set]:
+        """The sets whose time is over, in the order of their ends."""
+        over: list[tuple[float, _Set]] = []
+        for sets in list(self._timed.values()):
+            while sets:
+                one = next(iter(sets))
+                if one.due is None or one.due > now:
+                    break
+                self._remove(one)
+                over.append((one.due, one))
+        return [one for _, one in sorted(over, key=itemgetter(0))]
 
     def _tell(self, one: _Set, why: str) -> None:
-        """A set will never be full."""
-        came = ", ".join(map(repr, one.events))
-        missing = ", ".join(map(repr, one.missing))
-        where = f" in run {one.run!r}" if one.run is not None else ""
-        logger.warning("%s%s: %s came, and %s did not; given up, because %s", one.join.names, where, came, missing, why)
+        """A set will never be full. Whatever goes wrong with that stops nobody."""
         data = {
             "join": str(one.join.names),
             "run": one.run,
@@ -283,20 +373,23 @@ class Joins:
             "reason": why,
             "timestamp": self._clock.time(),
         }
-        self._teller.emit_lifecycle("join_timeout", data, str(one.join.names), one.cause, None)
-
-    def stop(self) -> None:
-        """Nobody is told of anything any more."""
-        with self._mutex:
-            self._sets.clear()
-            self._lines.clear()
-        self._ring()
+        came = ", ".join(map(repr, one.events))
+        missing = ", ".join(map(repr, one.missing))
+        where = f" in run {one.run!r}" if one.run is not None else ""
+        try:
+            self._teller.emit_lifecycle("join_timeout", data, str(one.join.names), one.cause, None)
+            text = "%s%s: %s came, and %s did not; given up, because %s"
+            logger.warning(text, one.join.names, where, came, missing, why)
+        except Exception:  # a logging filter, say
+            with suppress(Exception):
+                logger.exception("that %s was given up could not be told", one.join.names)
 
     # -- looking ------------------------------------------------------------------------------------------
 
     def snapshot(self) -> tuple[JoinInfo, ...]:
         """The sets that are not full, the oldest first."""
         with self._mutex:
+            self._forget_cancelled()
             now = self._clock.monotonic()
             return tuple(
                 JoinInfo(
