@@ -1,0 +1,547 @@
+"""Handlers that cause one another without end (E11), waiting for events (E15), and handlers that wait (E16)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from support import eventually, join_all, start_all
+
+from agentdiff import (
+    CascadeError,
+    CoordinationTimeoutError,
+    Coordinator,
+    DeadlockError,
+    QueueFullError,
+)
+
+
+def settled(coord):
+    """Nothing of what waits leave behind is left."""
+    bus = coord._bus
+    return not (bus._expected or bus.bells or bus.waiting or bus.live or bus._joiners)
+
+
+# -- E11: cascades ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7, 1000])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_E11_ping_pong_is_stopped_and_the_error_shows_the_loop(kind, depth, caplog):
+    """After exactly `max_depth` handlers, by a `CascadeError` in the last one: `p -> q -> p`."""
+    calls, failures = [], []
+
+    def make(emits):
+        def handler(data):
+            calls.append(emits)
+            coord.emit(emits, data)
+
+        async def handler_async(data):
+            handler(data)
+
+        return handler if kind == "sync" else handler_async
+
+    with Coordinator(name="test", max_depth=depth) as coord:
+        coord.on("p", make("q"))
+        coord.on("q", make("p"))
+        coord.on("handler_failed", failures.append)
+        coord.emit("p")
+        coord.join(30)
+        assert len(calls) == depth
+        (failure,) = failures
+        error = failure["exception"]
+        assert isinstance(error, CascadeError)
+        assert (error.name, error.depth) == ("p" if depth % 2 == 0 else "q", depth)
+        loop = {1: ("p", "q")}.get(depth, ("p", "q", "p") if depth % 2 == 0 else ("q", "p", "q"))
+        assert error.loop == loop
+        assert " -> ".join(loop) in str(error)
+        assert f"max_depth is {depth}" in str(error)
+
+
+def test_E11_an_event_that_causes_itself_is_a_loop_of_one():
+    """`p -> p`."""
+    with Coordinator(name="test", max_depth=20) as coord:
+        failures = []
+        coord.on("p", lambda data: coord.emit("p"))
+        coord.on("handler_failed", failures.append)
+        coord.emit("p")
+        coord.join(10)
+        assert failures[0]["exception"].loop == ("p", "p")
+
+
+def test_E11_a_cascade_without_a_loop_shows_its_last_names():
+    """Names that are new each time: the last twelve of them."""
+    with Coordinator(name="test", max_depth=30) as coord:
+        failures = []
+        coord.on("n*", lambda data: coord.emit(f"n{data}", data + 1))
+        coord.on("handler_failed", failures.append)
+        coord.emit("n0", 1)
+        coord.join(10)
+        assert failures[0]["exception"].loop == tuple(f"n{number}" for number in range(19, 31))
+
+
+def test_E11_breadth_is_not_depth():
+    """A handler that emits a thousand events, or is called for a thousand, is at depth 1."""
+    with Coordinator(name="test", max_depth=2) as coord:
+        seen = []
+        coord.on("a", lambda data: [coord.emit("b") for _ in range(100)])
+        coord.on("b", seen.append)
+        for _ in range(10):
+            coord.emit("a")
+        coord.join(20)
+        assert len(seen) == 1000
+        assert coord.snapshot().counts.handlers_failed == 0
+
+
+def test_E11_agents_in_a_loop_are_stopped_and_not_hurt(caplog):
+    """Their events are counted and logged with the loop, and never raised into them (E5)."""
+    results = []
+    with Coordinator(name="test", max_depth=10) as coord:
+
+        @coord.coordinate("ping")
+        def ping():
+            return "ping"
+
+        @coord.coordinate("pong")
+        def pong():
+            return "pong"
+
+        coord.on("ping_complete", lambda data: results.append(pong()))
+        coord.on("pong_complete", lambda data: results.append(ping()))
+        assert ping() == "ping"
+        coord.join(10)
+        counts = coord.snapshot().counts
+    assert (results.count("ping"), results.count("pong")) == (5, 5)
+    assert (counts.events_refused, counts.handlers_failed) == (1, 0)
+    assert "ping_complete -> pong_complete -> ping_complete" in caplog.text
+
+
+def test_E11_handlers_that_fail_without_end_are_stopped_too(caplog):
+    """A handler of `handler_failed` that causes what has failed: each failure is told, and the chain ends."""
+    with Coordinator(name="test", max_depth=8) as coord:
+        calls = []
+
+        def fail(data):
+            calls.append("fail")
+            raise ValueError("again")
+
+        coord.on("work", fail)
+        coord.on("handler_failed", lambda data: coord.emit("work"))
+        coord.emit("work")
+        coord.join(10)
+        assert len(calls) == 4
+        assert "CascadeError" in caplog.text
+
+
+@pytest.mark.parametrize("bound", [0, -1, True, 1.0])
+def test_E11_a_bound_that_makes_no_sense_is_refused(bound):
+    """`max_depth` is a whole number of at least 1."""
+    with pytest.raises((ValueError, TypeError), match="max_depth"):
+        Coordinator(max_depth=bound)
+
+
+# -- E15: waiting for events -----------------------------------------------------------------------------------
+
+
+def wait_sync(coord, name, timeout=None):
+    return coord.wait_for(name, timeout)
+
+
+def wait_async(coord, name, timeout=None):
+    return asyncio.run(coord.wait_for_async(name, timeout))
+
+
+def expect_sync(coord, name, timeout=None):
+    with coord.expect(name) as expected:
+        return expected.wait(timeout)
+
+
+def expect_async(coord, name, timeout=None):
+    async def main():
+        with coord.expect(name) as expected:
+            return await expected.wait_async(timeout)
+
+    return asyncio.run(main())
+
+
+WAITS = pytest.mark.parametrize("wait", [wait_sync, wait_async, expect_sync, expect_async])
+
+
+@WAITS
+@pytest.mark.parametrize("heard", [True, False])
+def test_E15_it_gives_the_next_event_of_the_name(coord, wait, heard):
+    """Whether or not anybody else listens; events of other names are not it."""
+    if heard:
+        coord.on("*", lambda data: None)
+    coord.emit("a", "before")
+    found = []
+    threads = start_all(lambda: found.append(wait(coord, "a", 20)))
+    eventually(lambda: coord._bus._expected)
+    coord.emit("b", "other")
+    with coord.run("r"):
+        coord.emit("a", "next", sender="s")
+    coord.emit("a", "after")
+    join_all(threads)
+    (event,) = found
+    assert (event.name, event.data, event.sender, event.run_id) == ("a", "next", "s", "r")
+    coord.join(10)
+    assert settled(coord)
+
+
+@WAITS
+def test_E15_a_pattern_will_do(coord, wait):
+    """As for `on` (E9)."""
+    found = []
+    threads = start_all(lambda: found.append(wait(coord, "a*e", 20)))
+    eventually(lambda: coord._bus._expected)
+    for name in ("a", "are", "ae"):
+        coord.emit(name)
+    join_all(threads)
+    assert found[0].name == "are"
+
+
+@WAITS
+def test_E15_it_resolves_ahead_of_the_handlers(coord, wait):
+    """When the event is emitted, though a handler of it blocks, and another event is before it in the lane."""
+    go = threading.Event()
+    coord.on("a", lambda data: go.wait(20))
+    coord.emit("a", 1)
+    found = []
+    threads = start_all(lambda: found.append(wait(coord, "a", 20).data))
+    eventually(lambda: coord._bus._expected)
+    delivery = coord.emit("a", 2)
+    join_all(threads)
+    assert found == [2]
+    assert not delivery.done
+    go.set()
+
+
+def test_E15_expect_misses_nothing_between_registering_and_waiting(coord):
+    """The first event since the block began, though it came before the wait; a second wait gives it again."""
+    with coord.expect("a") as expected:
+        assert "not yet" in repr(expected)
+        assert expected.event is None
+        first = coord.emit("a", 1).event
+        coord.emit("a", 2)
+        assert expected.event is first
+        assert "has come" in repr(expected)
+        assert expected.wait() is first
+        assert expected.wait(0) is first
+        assert asyncio.run(expected.wait_async(0)) is first
+    assert settled(coord)
+
+
+def test_E15_all_who_wait_get_it(coord):
+    """Threads and tasks, each the same event."""
+    found = []
+    waits = [wait_sync, wait_async, expect_sync, expect_async] * 3
+    threads = start_all(*[lambda wait=wait: found.append(wait(coord, "a", 20)) for wait in waits])
+    eventually(lambda: len(coord._bus._expected) == len(waits))
+    event = coord.emit("a").event
+    join_all(threads)
+    assert len(found) == len(waits)
+    assert all(one is event for one in found)
+    assert settled(coord)
+
+
+@WAITS
+def test_E15_a_wait_ends_when_its_time_is_over(clock, wait):
+    """With an error that says what did not come, and leaves nothing."""
+    with Coordinator(name="test", clock=clock) as coord:
+        errors = []
+
+        def target():
+            with pytest.raises(CoordinationTimeoutError, match="no event 'a' was emitted within 5 s") as caught:
+                wait(coord, "a", 5)
+            errors.append(caught.value)
+
+        threads = start_all(target)
+        clock.wait_for_sleepers(1)
+        clock.advance(4.9)
+        assert not errors
+        clock.advance(0.2)
+        join_all(threads)
+        assert (errors[0].name, errors[0].timeout) == ("a", 5)
+        assert isinstance(errors[0], TimeoutError)
+        assert settled(coord)
+
+
+@WAITS
+def test_E15_a_timeout_of_0_looks_once(coord, wait):
+    """And does not wait."""
+    with pytest.raises(CoordinationTimeoutError):
+        wait(coord, "a", 0)
+    assert settled(coord)
+
+
+@WAITS
+@pytest.mark.parametrize("timeout", [-1, float("nan"), True, "1"])
+def test_E15_a_timeout_that_makes_no_sense_is_refused(coord, wait, timeout):
+    """As everywhere (L4)."""
+    with pytest.raises((TypeError, ValueError)):
+        wait(coord, "a", timeout)
+    assert settled(coord)
+
+
+@WAITS
+@pytest.mark.parametrize(("name", "error"), [("", ValueError), (1, TypeError)])
+def test_E15_a_name_that_makes_no_sense_is_refused(coord, wait, name, error):
+    """At once."""
+    with pytest.raises(error):
+        wait(coord, name, 0)
+
+
+def test_E15_a_block_that_ends_without_the_event_leaves_nothing(coord):
+    """However it ends; emitting has no more to look for."""
+
+    def leave():
+        with coord.expect("a"):
+            assert coord._bus.hears("a")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
+    assert not coord._bus.hears("a")
+    assert settled(coord)
+    coord.emit("b")
+    assert "b" in coord._bus._routes
+
+
+def test_E15_a_cancelled_wait_leaves_nothing(coord):
+    """The task ends as cancelled; the event that comes then troubles nobody."""
+
+    async def main():
+        task = asyncio.ensure_future(coord.wait_for_async("a"))
+        while not coord._bus._expected:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert settled(coord)
+        coord.emit("a")
+
+    asyncio.run(main())
+
+
+def test_E15_an_agents_events_can_be_waited_for(coord):
+    """Though nobody listened before, so that the agent told nothing."""
+
+    @coord.coordinate("agent")
+    def agent():
+        return 42
+
+    agent()
+    with coord.expect("agent_complete") as expected:
+        agent()
+        assert expected.wait(5).data["result"] == 42
+    assert settled(coord)
+
+
+def test_E15_a_refused_event_is_nobodys_next():
+    """It was not emitted."""
+    with Coordinator(name="test", max_pending=1) as coord:
+        go = threading.Event()
+        coord.on("a", lambda data: go.wait(20))
+        coord.emit("a")
+        with coord.expect("a") as expected, pytest.raises(QueueFullError):
+            coord.emit("a")
+        assert expected.event is None
+        go.set()
+
+
+# -- E16: handlers that wait -----------------------------------------------------------------------------------
+
+
+def ask(coord, data, timeout=20):
+    """A question and the wait for its answer: the delivery itself, or an event."""
+    if data % 2:
+        return coord.emit("question", data).wait(timeout).results[0]
+    with coord.expect(f"answer-{data}") as expected:
+        coord.emit("question", data)
+        return expected.wait(timeout).data
+
+
+async def ask_async(coord, data):
+    if data % 2:
+        return (await coord.emit("question", data)).results[0]
+    with coord.expect(f"answer-{data}") as expected:
+        coord.emit("question", data)
+        return (await expected.wait_async(20)).data
+
+
+def answering(coord):
+    def answer(data):
+        coord.emit(f"answer-{data}", data * 10)
+        return data * 10
+
+    coord.on("question", answer)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("runs", [1, 4])
+def test_E16_64_handlers_that_ask_and_wait_for_their_answers_all_end(kind, runs):
+    """In one run and in several, with four workers."""
+    with Coordinator(name="test", workers=4) as coord:
+        answering(coord)
+        got = []
+
+        async def work_async(data):
+            got.append((data, await ask_async(coord, data)))
+
+        coord.on("work", (lambda data: got.append((data, ask(coord, data)))) if kind == "sync" else work_async)
+        for number in range(64):
+            with coord.run(f"r{number % runs}"):
+                coord.emit("work", number)
+        coord.join(30)
+        assert sorted(got) == [(number, number * 10) for number in range(64)]
+        assert settled(coord)
+        assert coord._bus.workers.limit == 4
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_E16_two_handlers_of_a_run_never_work_at_once(kind):
+    """Outside of their waits: whoever comes back from one takes its lane back before it goes on (E2)."""
+    overlaps, inside = [], []
+
+    def enter(data):
+        inside.append(data)
+        if len(inside) > 1:
+            overlaps.append(tuple(inside))
+
+    with Coordinator(name="test", workers=8) as coord:
+        coord.on("question", lambda data: (enter("q"), inside.remove("q"), data)[-1])
+
+        def work(data):
+            for _ in range(3):
+                enter(data)
+                inside.remove(data)
+                coord.emit("question", data).wait(20)
+
+        async def work_async(data):
+            for _ in range(3):
+                enter(data)
+                await asyncio.sleep(0)
+                inside.remove(data)
+                await coord.emit("question", data)
+
+        coord.on("work", work if kind == "sync" else work_async)
+        with coord.run("r"):
+            for number in range(40):
+                coord.emit("work", number)
+        coord.join(30)
+        assert not overlaps
+        assert coord.snapshot().counts.handlers_failed == 0
+
+
+def test_E16_later_handlers_of_the_event_do_not_overtake_a_wait(coord):
+    """Later events may."""
+    order = []
+    gate = threading.Event()
+
+    def first(data):
+        order.append("waits")
+        coord.wait_for("go", 20)
+        order.append("goes on")
+
+    coord.on("a", first)
+    coord.on("a", lambda data: order.append("second"))
+    coord.on("b", lambda data: (order.append("overtakes"), gate.set()))
+    with coord.run("r"):
+        coord.emit("a")
+        coord.emit("b")
+    assert gate.wait(10)
+    coord.emit("go")
+    coord.join(10)
+    assert order == ["waits", "overtakes", "goes on", "second"]
+
+
+def test_E16_a_lock_wait_lends_the_worker_and_not_the_lane():
+    """With one worker, another run's handler goes on; an event of the same run stays behind."""
+    with Coordinator(name="test", workers=1) as coord:
+        order = []
+
+        def locked(data):
+            order.append("waits")
+            with coord.lock("l"):
+                order.append("has it")
+
+        coord.on("a", locked)
+        coord.on("b", order.append)
+        with coord.lock("l"):
+            with coord.run("r"):
+                coord.emit("a")
+                last = coord.emit("b", "same run")
+            with coord.run("s"):
+                coord.emit("b", "other run").wait(10)
+            assert order == ["waits", "other run"]
+        last.wait(10)
+        assert order == ["waits", "other run", "has it", "same run"]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_E16_a_timeout_bounds_the_wait_and_not_the_taking_back(clock, kind):
+    """The handler goes on when the lane is free again, and then gets its error."""
+    with Coordinator(name="test", clock=clock) as coord:
+        began, go = threading.Event(), threading.Event()
+        order = []
+
+        def work(data):
+            with pytest.raises(CoordinationTimeoutError):
+                coord.wait_for("never", 5)
+            order.append("timed out")
+
+        async def work_async(data):
+            with pytest.raises(CoordinationTimeoutError):
+                await coord.wait_for_async("never", 5)
+            order.append("timed out")
+
+        def other(data):
+            began.set()
+            assert go.wait(20)
+            order.append("other")
+
+        coord.on("work", work if kind == "sync" else work_async)
+        coord.on("other", other)
+        with coord.run("r"):
+            coord.emit("work")
+            coord.emit("other")
+        assert began.wait(10)
+        clock.wait_for_sleepers(1)
+        clock.advance(6)
+        lane = coord._bus._runs["r"]
+        eventually(lambda: lane._returning)
+        assert order == []
+        go.set()
+        coord.join(10)
+        assert order == ["other", "timed out"]
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_E16_join_in_a_handler_is_refused(coord, kind, depth, caplog):
+    """And in what it has caused: it would wait for itself. The error names the event."""
+    coord.on("n", lambda data: coord.emit("n", data - 1) if data else coord.emit("last"))
+
+    async def join_async(data):
+        await coord.join_async()
+
+    coord.on("last", (lambda data: coord.join()) if kind == "sync" else join_async)
+    failures = []
+    coord.on("handler_failed", failures.append)
+    coord.emit("n", depth)
+    coord.join(10)
+    (failure,) = failures
+    error = failure["exception"]
+    assert isinstance(error, DeadlockError)
+    assert error.name == "last"
+    assert "join" in str(error)
+    assert len(error.cycle) == 2
+
+
+def test_E16_another_coordinators_join_in_a_handler_is_allowed(coord):
+    """It does not wait for this handler."""
+    with Coordinator(name="other") as other:
+        other.on("b", lambda data: data)
+        coord.on("a", lambda data: (other.emit("b"), other.join(10)) and "joined")
+        assert coord.emit("a").wait(10).results == ("joined",)
