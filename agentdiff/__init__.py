@@ -18,6 +18,7 @@ from .errors import (
     NotHeldError,
     QueueFullError,
     StaleWriteError,
+    StoreError,
 )
 from .events import Event, Run
 from .joins import JoinInfo, all_of, any_of
@@ -51,6 +52,7 @@ __all__ = [
     "Snapshot",
     "StaleWriteError",
     "State",
+    "StoreError",
     "Subscription",
     "Versioned",
     "WaiterInfo",

@@ -300,6 +300,7 @@ class Drainable(Protocol):
 
 
 _to_drain: weakref.WeakSet[Any] = weakref.WeakSet()
+_to_stop: weakref.WeakSet[Any] = weakref.WeakSet()
 _drain_mutex = threading.Lock()
 _hooked = threading.Lock()
 _POLL = 0.05
@@ -317,6 +318,33 @@ def drain_at_exit(what: Drainable) -> None:
         with suppress(RuntimeError, AttributeError):
             threading._register_atexit(_drain_with_threads)  # type: ignore[attr-defined]
         atexit.register(_drain_the_rest)
+
+
+class Stoppable(Protocol):
+    """Something that has to write down what has been done, when nothing more is done."""
+
+    def hurry(self) -> None:
+        """Begin with it."""
+
+    def stop_by(self, begun: float) -> None:
+        """Wait for it, but not for ever: `begun` is when the waiting began."""
+
+
+def stop_at_exit(what: Stoppable) -> None:
+    """Have `what` stopped when everything is drained; together, so that several that hang take no longer than one."""
+    with _drain_mutex:
+        _to_stop.add(what)
+
+
+def _stop_all() -> None:
+    with _drain_mutex:
+        found = list(_to_stop)
+        _to_stop.clear()
+    begun = time.monotonic()
+    for what in found:
+        what.hurry()
+    for what in found:
+        what.stop_by(begun)
 
 
 def _members() -> list[Any]:
@@ -347,8 +375,11 @@ def _drain_with_threads() -> None:
 
 def _drain_the_rest() -> None:
     """Second part, after them: what came too late for the first."""
-    if not _was_interrupted():
-        _drain(_drain_all)
+    try:
+        if not _was_interrupted():
+            _drain(_drain_all)
+    finally:
+        _stop_all()
 
 
 def _drain(is_done: Callable[[float], bool]) -> None:
@@ -414,6 +445,8 @@ def _die_of_interrupt() -> None:
         what.abandon("interrupted")
     with _drain_mutex:
         _to_drain.clear()
+    with suppress(BaseException):
+        _stop_all()
     with suppress(BaseException):
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

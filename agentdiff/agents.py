@@ -639,6 +639,7 @@ def coordinate(agent: Agent, lock_name: LockSpec, function: F) -> F:
         return cast(F, type(fn)(coordinate(agent, lock_name, fn.__func__)))
     _refuse_what_is_no_function(fn)
     agent.names_of = _lock_names(lock_name, fn)
+    agent.bus.parameters.setdefault(agent.started, set()).add(_parameter_names(fn))
     if agent.names_of is None and (agent.throttle_on or agent.tokens_of):
         raise ValueError("tokens and throttle_on are about the limit of a lock: name it by lock_name")
     plain = fn
@@ -719,6 +720,16 @@ def _lock_names(spec: LockSpec, fn: Callable[..., Any]) -> Optional[LockNames]:
     raise TypeError(
         f"lock_name must be a name, a template, a list of names, or a function of the call's arguments, not {spec!r}"
     )
+
+
+def _parameter_names(fn: Callable[..., Any]) -> tuple[str, ...]:
+    """What its positional arguments are called, for stores that mask some of them (S4); `*args` is the last."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (ValueError, TypeError):  # a builtin that doesn't tell
+        return ()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    return tuple(names)
 
 
 def _placeholders(template: str) -> list[str]:

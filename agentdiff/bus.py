@@ -192,6 +192,8 @@ class Bus:
         self.waiting: set[Optional[Delivery]] = set()  # those of them whose handlers wait for other events
         self.open_blocks: dict[str, int] = {}  # how many `run` blocks are open, by run
         self.end_of_run: Callable[[str], None] = _ignore  # told whenever something of a run has ended
+        self.keep: Optional[Callable[[Delivery], None]] = None  # takes every event, for a store
+        self.parameters: dict[str, set[tuple[str, ...]]] = {}  # of agents, by the name of their `_started` event
         self._begin()
 
     def _begin(self) -> None:
@@ -204,8 +206,22 @@ class Bus:
         self._joiners: list[Bell] = []
         self._outside = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
-        self.emit, self.emit_in = _make_emit(self, self._routes, self._outside)
+        self._make_emit()
         self.deliver = _make_deliver(self)
+
+    def _make_emit(self) -> None:
+        self.emit, self.emit_in = _make_emit(self, self._routes, self._outside)
+        if self.keep is not None:
+            self.emit, self.emit_in = _keeping(self.emit, self.emit_in, self.keep)
+
+    def give_to(self, keep: Optional[Callable[[Delivery], None]]) -> None:
+        """From now on every event goes there too, whether anybody listens or not (S1)."""
+        with self.mutex:
+            self.keep = keep
+            self._make_emit()
+            self.version += 1
+        if keep is not None:
+            drain_at_exit(self)
 
     def pending_names(self) -> list[str]:
         """The names of events that are queued or being delivered."""
@@ -337,6 +353,8 @@ class Bus:
 
     def hears(self, name: str) -> bool:
         """Whether an event of this name would reach anybody."""
+        if self.keep is not None:
+            return not self.closed
         try:
             return bool(self._routes.get(name) or self.find_route(name) or self._is_expected(name))
         except ClosedError:
@@ -477,12 +495,26 @@ class Bus:
 
     def number_of(self, delivery: Delivery) -> int:
         """A number for an event that has none yet; those that nobody heard count downwards."""
-        with self.mutex:
-            found = getattr(delivery, "serial", None)
-            return next(self._unheard) if found is None else found
+        with self.mutex:  # several may ask at once: the one who looks, and the writer of a store
+            if not hasattr(delivery, "serial"):
+                delivery.serial = next(self._unheard)
+            return delivery.serial
 
     def event_of(self, delivery: Delivery) -> Event:
         """The event as others see it, made when somebody looks."""
+        event_id, run_id, parent_id = self.ids_of(delivery)
+        return Event(
+            name=delivery.name,
+            data=delivery.data,
+            sender=delivery.sender,
+            id=event_id,
+            time=delivery.time,
+            run_id=run_id,
+            parent_id=parent_id,
+        )
+
+    def ids_of(self, delivery: Delivery) -> tuple[str, Optional[str], Optional[str]]:
+        """The id of an event, of its run, and of its parent."""
         cause = delivery.outer
         parent = None
         run_id = None
@@ -493,15 +525,7 @@ class Bus:
         while cause is not None and parent is None:
             parent = cause.number
             cause = cause.outer
-        return Event(
-            name=delivery.name,
-            data=delivery.data,
-            sender=delivery.sender,
-            id=self._id_of(delivery.number),
-            time=delivery.time,
-            run_id=run_id,
-            parent_id=None if parent is None else self._id_of(parent),
-        )
+        return self._id_of(delivery.number), run_id, None if parent is None else self._id_of(parent)
 
     # -- runs and agents' calls: causes that users open ---------------------------------------------------
 
@@ -1083,6 +1107,26 @@ def _make_deliver(bus: Bus) -> Callable[[deque[Delivery], deque[Bell], Context],
         return ENOUGH
 
     return deliver
+
+
+def _keeping(emit: Emit, emit_in: Emit, keep: Callable[[Delivery], None]) -> tuple[Emit, Emit]:
+    """Both ways to emit where there is a store; where there is none, nothing of this is on the way."""
+
+    def emit_and_keep(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
+        """Send an event on its way, and have it written down; never waits for a handler or a store (E4, S1)."""
+        delivery = emit(name, data, sender=sender)
+        keep(delivery)
+        return delivery
+
+    def emit_in_and_keep(
+        name: str, data: Any, sender: Optional[str], cause: Optional[Cause], lane: Optional[Lane]
+    ) -> Delivery:
+        """The same, where it is known what causes the event, and into which lane it belongs."""
+        delivery = emit_in(name, data, sender, cause, lane)
+        keep(delivery)
+        return delivery
+
+    return emit_and_keep, emit_in_and_keep
 
 
 def _call(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Callable, Optional, TypeVar, Union, cast, overload
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union, cast, overload
 
 import attrs
 
@@ -31,6 +31,10 @@ from .limits import Limit
 from .locks import Lock, LockGroup, check_name
 from .state import State, StateTable
 
+if TYPE_CHECKING:
+    from .stores import Store
+    from .stores.writer import Writer
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _HANDLES_KEPT = 1024
@@ -39,6 +43,8 @@ WORKERS = 16
 MAX_PENDING = 1_000_000
 MAX_DEPTH = 1000
 MAX_JOINS = 10_000
+MAX_PAYLOAD = 64 * 1024
+FLUSH_TIMEOUT = 5.0
 
 
 @attrs.frozen(kw_only=True)
@@ -49,11 +55,15 @@ class Counts:
         handlers_failed: calls of handlers that raised.
         events_refused: lifecycle events that could not be queued.
         joins_dropped: unfinished sets of `all_of` that were given up, because there were too many (E13).
+        events_stored: events that the store has taken; 0 without a store (S1).
+        events_dropped: events that were lost on the way to the store (S2).
     """
 
     handlers_failed: int
     events_refused: int
     joins_dropped: int
+    events_stored: int = 0
+    events_dropped: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -101,10 +111,15 @@ class Coordinator:
         max_joins: how many unfinished sets of `all_of` are kept; beyond that the oldest is dropped, and told of (E13).
         slow_after: after how many seconds a wait for a lock logs one warning that explains it; None: never (L12).
         exit_timeout: how long the end of the process waits for pending events, in seconds; None: for all (E6).
+        store: where every event is written down: a URL as for `agentdiff.stores.open_store`, or a store (S1).
+        flush_timeout: how long `close` and the end of the process wait for the store, in seconds; None: for ever (E6).
+        redact: names of keys, fields and parameters whose values are masked in the store, at any depth (S4).
+        max_payload: how many bytes of an event's data are stored; what is longer is cut (S4).
         clock: another source of time, for tests.
 
     Raises:
         TypeError, ValueError: an argument that makes no sense.
+        StoreError: the store can't be opened.
     """
 
     def __init__(
@@ -118,6 +133,10 @@ class Coordinator:
         max_joins: int = MAX_JOINS,
         slow_after: Optional[float] = 30.0,
         exit_timeout: Optional[float] = None,
+        store: Union[str, Store, None] = None,
+        flush_timeout: Optional[float] = FLUSH_TIMEOUT,
+        redact: Sequence[str] = (),
+        max_payload: int = MAX_PAYLOAD,
         clock: Optional[Clock] = None,
     ) -> None:
         if not isinstance(name, str):
@@ -138,6 +157,14 @@ class Coordinator:
         self._bus.end_of_run = self._dependencies.sweep
         self._values = StateTable(clock, self._bus.run_here)
         self._handles: dict[str, Lock] = {}
+        self._clock = clock
+        self._writer: Optional[Writer] = None
+        self._store_settings: dict[str, Any] = {
+            "flush_timeout": check_timeout(flush_timeout),
+            "redact": redact,
+            "max_payload": max_payload,
+        }
+        self._set_store(store)
         self._shorten()
         forget_after_fork(self)
 
@@ -146,6 +173,15 @@ class Coordinator:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}{' closed' if self._bus.closed else ''}>"
+
+    def _set_store(self, store: Union[str, Store, None]) -> None:
+        if store is None:
+            self._bus.give_to(None)
+            self._writer = None
+            return
+        from ._recording import start_writing
+
+        self._writer = start_writing(self._bus, self._clock, store, name=self.name, **self._store_settings)
 
     # -- locks ------------------------------------------------------------------------------------------
 
@@ -461,6 +497,8 @@ class Coordinator:
                 handlers_failed=self._bus.failed,
                 events_refused=self._bus.refused,
                 joins_dropped=self._bus.joins.dropped,
+                events_stored=self._writer.stored if self._writer is not None else 0,
+                events_dropped=self._writer.dropped if self._writer is not None else 0,
             ),
         )
 
@@ -567,6 +605,8 @@ class Coordinator:
         self._values.forget()
         self._dependencies.forget()
         self._bus.forget()
+        if self._writer is not None:
+            self._writer.forget()
         self._shorten()
 
     def _shorten(self) -> None:
@@ -590,17 +630,37 @@ class Coordinator:
         """The same on a loop, which goes on meanwhile (E7)."""
         await self._bus.join_async(check_timeout(timeout), run)
 
+    def flush(self, timeout: Any = ...) -> None:
+        """Wait until every event emitted so far is in the store; without a store: nothing (S1).
+
+        Args:
+            timeout: seconds; None waits; left out: `flush_timeout`.
+
+        Raises:
+            CoordinationTimeoutError: the store did not take them in time.
+        """
+        writer = self._writer
+        seconds = self._store_settings["flush_timeout"] if timeout is ... else check_timeout(timeout)
+        if writer is not None and not writer.flush(seconds):
+            raise CoordinationTimeoutError(
+                f"{writer.store} has not taken every event within {seconds:g} s", name="flush", timeout=seconds
+            )
+
     def close(self) -> None:
         """Wait until every event is handled, then refuse new ones and end the threads (E7). Again: nothing."""
         if not self._bus.closed:
             self._bus.join()
             self._shut()
+            if self._writer is not None:
+                self._writer.stop()
 
     async def close_async(self) -> None:
         """The same on a loop, which goes on meanwhile (E7)."""
         if not self._bus.closed:
             await self._bus.join_async()
             self._shut()
+            if self._writer is not None:
+                await self._writer.stop_async()
 
     def _shut(self) -> None:
         self._handles.clear()
@@ -615,6 +675,8 @@ class Coordinator:
         """
         self._handles.clear()
         self._bus.quit(why)
+        if self._writer is not None:
+            self._writer.end()
 
     def __enter__(self) -> Coordinator:
         return self

@@ -192,3 +192,15 @@ class DependencyFailedError(CoordinationError):
 
 class LoopClosedError(CoordinationError, RuntimeError):
     """An async handler could not run, or not to its end: its event loop has been closed (E8)."""
+
+
+class StoreError(CoordinationError, OSError):
+    """A store can't be opened, written or read: the disk's, the server's or the file's fault (S1, S2).
+
+    Attributes:
+        store: which, in words, without a password.
+    """
+
+    def __init__(self, message: str = "", *, store: str = "") -> None:
+        super().__init__(message)
+        self.store = store

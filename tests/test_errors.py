@@ -21,6 +21,7 @@ from agentdiff import (
     NotHeldError,
     QueueFullError,
     StaleWriteError,
+    StoreError,
     errors,
 )
 
@@ -47,6 +48,7 @@ EXAMPLES: list[tuple[CoordinationError, dict[str, Any]]] = [
         {"agent": "a", "dependency": "b", "error": "no", "run": "r"},
     ),
     (LoopClosedError("text"), {}),
+    (StoreError("text", store="<MemoryStore>"), {"store": "<MemoryStore>"}),
     (CascadeError("text", name="e", depth=3, loop=("e", "f", "e")), {"name": "e", "depth": 3, "loop": ("e", "f", "e")}),
 ]
 every_error = pytest.mark.parametrize(("error", "fields"), EXAMPLES, ids=lambda v: type(v).__name__)
@@ -71,6 +73,7 @@ def test_L4_every_error_is_in_the_tree_and_public() -> None:
         (NotHeldError, RuntimeError),
         (ClosedError, RuntimeError),
         (LoopClosedError, RuntimeError),
+        (StoreError, OSError),
     ],
 )
 def test_L4_errors_are_also_what_the_standard_library_would_raise(error: Any, kind: Any) -> None:
