@@ -88,7 +88,7 @@ class StateTable:
         now = self.read(name)
         what = f"state {name!r} is not at version {version} any more"
         if now.writer is None:
-            state = "it has been deleted" if version else "nobody has written it yet, so its version is 0"
+            state = "nobody has written it, or it has been deleted, so its version is 0"
         else:
             run = f" in run {now.run!r}" if now.run is not None else ""
             state = f"{now.writer} wrote version {now.version} {age(max(self._clock.time() - now.at, 0.0))} ago{run}"
