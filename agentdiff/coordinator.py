@@ -159,6 +159,7 @@ class Coordinator:
         self._handles: dict[str, Lock] = {}
         self._clock = clock
         self._writer: Optional[Writer] = None
+        self._store: Union[str, Store, None] = None
         self._store_settings: dict[str, Any] = {
             "flush_timeout": check_timeout(flush_timeout),
             "redact": redact,
@@ -174,14 +175,31 @@ class Coordinator:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}{' closed' if self._bus.closed else ''}>"
 
+    def _change_store(self, store: Any, settings: dict[str, Any]) -> None:
+        old, before = self._writer, self._store_settings
+        if store is ...:
+            store = self._store
+        if "flush_timeout" in settings:
+            settings["flush_timeout"] = check_timeout(settings["flush_timeout"])
+        self._store_settings = {**before, **settings}
+        try:
+            self._set_store(store)
+        except BaseException:
+            self._store_settings = before
+            raise
+        self._shorten()
+        if old is not None:
+            old.stop()
+
     def _set_store(self, store: Union[str, Store, None]) -> None:
         if store is None:
             self._bus.give_to(None)
-            self._writer = None
+            self._writer = self._store = None
             return
         from ._recording import start_writing
 
         self._writer = start_writing(self._bus, self._clock, store, name=self.name, **self._store_settings)
+        self._store = store
 
     # -- locks ------------------------------------------------------------------------------------------
 
@@ -707,8 +725,16 @@ class Coordinator:
         lock_timeout: Any = ...,
         max_pending: Optional[int] = None,
         exit_timeout: Any = ...,
+        store: Any = ...,
+        flush_timeout: Any = ...,
+        redact: Any = ...,
+        max_payload: Any = ...,
     ) -> None:
-        """Change settings in place; what is registered stays registered (F3). What is left out stays as it is."""
+        """Change settings in place; what is registered stays registered (F3). What is left out stays as it is.
+
+        Of a store: what has been emitted before goes to the old one, for which this waits `flush_timeout` at most.
+        """
+        about_store = {"flush_timeout": flush_timeout, "redact": redact, "max_payload": max_payload}
         checked = check_timeout(lock_timeout) if lock_timeout is not ... else self._table.timeout
         checked_exit = check_timeout(exit_timeout) if exit_timeout is not ... else self._bus.exit_timeout
         self._bus.resize(
@@ -717,6 +743,9 @@ class Coordinator:
         )
         self._table.timeout = checked
         self._bus.exit_timeout = checked_exit
+        given = {what: value for what, value in about_store.items() if value is not ...}
+        if store is not ... or given:
+            self._change_store(store, given)
 
 
 def _at_least_one(what: str, number: Any) -> int:

@@ -73,6 +73,7 @@ class Writer:
         self._given_up: list[Any] = []  # what was being written when nobody wanted to wait any longer
         self._thread: Optional[threading.Thread] = None
         self._ending = False
+        self._hurried = False  # somebody waits: no time to gather
         self._down: Optional[float] = None  # since when the store is away
         self._told = False  # of what has been lost lately
         self._lost = 0  # lately
@@ -187,6 +188,7 @@ class Writer:
 
     def hurry(self) -> None:
         """Have what is there written now."""
+        self._hurried = True
         self.start()
         if self._thread is None:  # there can't be one any more: who waits does the work
             self._work()
@@ -257,16 +259,18 @@ class Writer:
     def _run(self) -> None:
         try:
             while True:
+                with self._mutex:
+                    unrung = self.mark < 0 and bool(self._buffer)  # it came while nobody slept, and woke nobody
+                    if unrung:
+                        self.mark = self._size // 2
+                if not unrung:
+                    if self._ending and not self._buffer:
+                        break
+                    self._wake.sleep(self._clock, None)
+                if self._buffer and not self._ending and not self._hurried:
+                    self._wake.sleep(self._clock, FLUSH_EVERY)
                 self._work()
                 self.mark = -1
-                if self._buffer:
-                    continue
-                if self._ending:
-                    break
-                self._wake.sleep(self._clock, None)
-                if not self._buffer or self._ending or self._bells:
-                    continue
-                self._wake.sleep(self._clock, FLUSH_EVERY)
         finally:
             if self._owns:
                 try:
@@ -279,6 +283,7 @@ class Writer:
 
     def _work(self) -> None:
         """Write until nothing is left."""
+        self._hurried = False
         while self._take():
             self._write(self._hand)
             self._ring()
