@@ -6,6 +6,7 @@ events it does no more than take the lock and call; else a `_Call` tells each st
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
 import logging
@@ -13,6 +14,7 @@ import string
 import sys
 import types
 from collections.abc import Sequence
+from contextlib import suppress
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, Callable, Optional, TypeVar, Union, cast
 
@@ -664,8 +666,25 @@ def coordinate(agent: Agent, lock_name: LockSpec, function: F) -> F:
         wrapper.__doc__ = getattr(plain, "__doc__", None)
         hints = getattr(kind, "__annotations__", {})
         wrapper.__annotations__ = dict(hints)
+    keep_types(wrapper, plain)
     AGENT_CODES.add(_code_of(wrapper))
     return cast(F, wrapper)
+
+
+def keep_types(wrapper: Any, function: Any) -> None:
+    """Let the wrapper's string annotations that name something of the function's module be what they name.
+
+    Some frameworks look such names up in the module of what they are given, and the wrapper's is another.
+    """
+    module = getattr(inspect.unwrap(function), "__globals__", {})
+    hints = dict(wrapper.__annotations__)
+    for parameter, hint in hints.items():
+        if isinstance(hint, str):
+            with suppress(Exception):
+                code = compile(hint, "<annotation>", "eval")
+                if not set(code.co_names) <= set(dir(builtins)):
+                    hints[parameter] = eval(code, module)
+    wrapper.__annotations__ = hints
 
 
 def _refuse_what_is_no_function(fn: Any) -> None:

@@ -559,6 +559,7 @@ class Coordinator:
         def carried(*args: Any, **kwargs: Any) -> Any:
             return context.copy().run(function, *args, **kwargs)
 
+        agents.keep_types(carried, function)
         return cast(F, carried)
 
     def leaks(self, timeout: float = 1.0) -> tuple[str, ...]:

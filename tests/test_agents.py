@@ -466,13 +466,36 @@ def test_A1_a_wrapper_looks_like_what_it_wraps(coord: Coordinator, kind: Any, lo
     wrapped = kind(coord.coordinate("agent", lock), keep)
     assert type(wrapped) is types.FunctionType
     assert [p(wrapped) for p in PREDICATES] == [p(plain) for p in PREDICATES]
-    for attribute in ("__name__", "__qualname__", "__module__", "__doc__", "__annotations__"):
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
         assert getattr(wrapped, attribute) == getattr(plain, attribute)
+    assert wrapped.__annotations__.keys() == plain.__annotations__.keys()
     assert inspect.signature(wrapped) == inspect.signature(plain)
     assert typing.get_type_hints(wrapped) == typing.get_type_hints(plain)
     assert inspect.getsource(wrapped) == inspect.getsource(kind(coord.coordinate("other"), keep))
     assert inspect.unwrap(wrapped).__code__ is plain.__code__
     assert wrapped.__wrapped__.__code__ is plain.__code__
+
+
+Depth = typing.Literal["short", "long"]  # a type that only this module knows
+
+
+class Agent:
+    """One that the wrapper's module knows too, by another meaning."""
+
+
+def test_A1_types_of_the_function_s_module_are_found_from_the_wrapper(coord: Coordinator) -> None:
+    """Who looks a name up in the module of the wrapper, as some frameworks do, finds the function's types."""
+
+    def plain(x: int, depth: Depth, agent: Agent, later: NotYetThere) -> bytes:  # type: ignore[name-defined]  # noqa: F821
+        return b""
+
+    for wrapper in (coord.coordinate("agent")(plain), coord.carry(plain), coord.carry(coord.coordinate("a")(plain))):
+        hints = dict(wrapper.__annotations__)
+        assert hints.pop("later") == "NotYetThere"
+        wrapper.__annotations__ = hints
+        found = typing.get_type_hints(wrapper, wrapper.__globals__)
+        assert found == {"x": int, "depth": Depth, "agent": Agent, "return": bytes}
+        assert inspect.signature(wrapper) == inspect.signature(plain)
 
 
 @pytest.mark.parametrize("kind", [coroutine, generator, async_generator], ids=lambda k: k.__name__)
