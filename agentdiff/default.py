@@ -45,10 +45,21 @@ def configure(
     lock_timeout: Any = ...,
     max_pending: Optional[int] = None,
     exit_timeout: Any = ...,
+    store: Any = ...,
+    flush_timeout: Any = ...,
+    redact: Any = ...,
+    max_payload: Any = ...,
 ) -> None:
     """Change the default coordinator in place: see `Coordinator.configure` (F3)."""
     default_coordinator().configure(
-        workers=workers, lock_timeout=lock_timeout, max_pending=max_pending, exit_timeout=exit_timeout
+        workers=workers,
+        lock_timeout=lock_timeout,
+        max_pending=max_pending,
+        exit_timeout=exit_timeout,
+        store=store,
+        flush_timeout=flush_timeout,
+        redact=redact,
+        max_payload=max_payload,
     )
 
 

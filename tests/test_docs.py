@@ -50,6 +50,7 @@ def test_what_a_page_shows_runs_and_prints_what_it_says(page: Path, tmp_path: Pa
         text=True,
         timeout=50,
         check=False,
+        cwd=tmp_path,  # it may write files
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
