@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any, Callable, Optional
 
 from ._clock import Clock
@@ -122,10 +123,10 @@ class EventRecorder:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """All so far, in the order of their handling; waits until everything is handled."""
+        """All so far, in the order of their emission; waits until everything is handled."""
         with suppress(TimeoutError):
             self._coord.join(self._timeout)
-        return tuple(self._events)
+        return tuple(sorted(self._events, key=attrgetter("time")))
 
     @property
     def names(self) -> tuple[str, ...]:
