@@ -29,7 +29,8 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
 
 
-WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+OF_FRAMEWORKS = ROOT / "docs" / "frameworks.md"  # tests/frameworks run its blocks where their framework is
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page != OF_FRAMEWORKS]
 
 
 def as_id(page: Path) -> str:

@@ -28,7 +28,10 @@ def run(path: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+WITH_FRAMEWORKS = sorted((ROOT / "examples" / "frameworks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES + WITH_FRAMEWORKS, ids=lambda path: path.name)
 def test_an_example_fits_on_a_page(path: Path) -> None:
     """Under 60 lines, and its first lines say what it shows."""
     text = path.read_text(encoding="utf-8")
@@ -71,6 +74,23 @@ def test_an_example_shows_one_trouble_before_and_after(name: str, before: str, a
     count = int(found.group(1))
     assert count > 0 if "refused" in before else count < total
     assert re.fullmatch(after, lines[1]), lines[1]
+
+
+@pytest.mark.parametrize("path", WITH_FRAMEWORKS, ids=lambda path: path.name)
+def test_an_example_whose_framework_is_missing_says_what_to_install(path: Path) -> None:
+    """One line with the pip command, and no traceback; tests/frameworks run them where the framework is."""
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['openai', 'langchain', 'crewai'])); "
+    script = f"{hidden}import runpy; runpy.run_path({str(path)!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"This example needs [\w' ]+: pip install [\w ]+\n", done.stderr)
 
 
 def test_every_example_is_checked() -> None:

@@ -7,13 +7,19 @@ import contextlib
 import gc
 import http.client
 import inspect
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, Optional
 
 import pytest
 from api_server import WORDS, ApiServer
+from support import ROOT
 
 from agentdiff import Coordinator, Event
 
@@ -273,3 +279,36 @@ class Contract:
         assert asyncio.run(asyncio.wait_for(main(), 20)) == TEXT
         assert (work.done, work.peak) == (2, 1)
         assert coord.snapshot().locks == ()
+
+
+def run_script(script: Path) -> str:
+    """What a script prints, in a Python of its own with this one's environment."""
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_example(name: str) -> str:
+    """What an example prints, offline."""
+    return run_script(ROOT / "examples" / "frameworks" / name)
+
+
+def assert_docs_hold(framework: str, directory: Path) -> None:
+    """What docs/frameworks.md shows for it runs, in one process in order, and prints what the text blocks say."""
+    page = (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8")
+    shown = re.findall(
+        rf"<!-- run in the environment of: {framework} -->\n```python\n(.*?)^```\n\n```text\n(.*?)^```",
+        page,
+        re.M | re.S,
+    )
+    assert shown
+    script = directory / "page.py"
+    script.write_text("".join(code for code, _ in shown), encoding="utf-8")
+    assert run_script(script) == "".join(printed for _, printed in shown)

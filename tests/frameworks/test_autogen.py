@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from framework_contract import Ask, Contract, Framework
+from framework_contract import Ask, Contract, Framework, assert_docs_hold
 
 from agentdiff import Coordinator
 
@@ -137,3 +138,8 @@ def test_A2_a_tool_whose_token_is_cancelled_is_cancelled(coord: Coordinator) -> 
     coord.join(20)
     assert heard == ["lookup_started", "lookup_cancelled"]
     assert coord.snapshot().locks == ()
+
+
+def test_the_docs_hold(tmp_path: Path) -> None:
+    """Its blocks in docs/frameworks.md."""
+    assert_docs_hold("autogen", tmp_path)

@@ -6,11 +6,23 @@ import asyncio
 import operator
 import uuid
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
 from api_server import ApiServer
-from framework_contract import CALLS, TEXT, Ask, Contract, Framework, Work, call, call_async
+from framework_contract import (
+    CALLS,
+    TEXT,
+    Ask,
+    Contract,
+    Framework,
+    Work,
+    assert_docs_hold,
+    call,
+    call_async,
+    run_example,
+)
 
 from agentdiff import Coordinator
 
@@ -232,3 +244,13 @@ def test_A1_a_generator_stays_one_for_runnables_and_nodes_write_to_streams(coord
     assert list(one_node(MessagesState, write).stream(nothing, stream_mode="custom")) == TEXT.split()
     coord.join(20)
     assert ended == [TEXT.replace(" ", "")]
+
+
+def test_the_example_counts_every_visit() -> None:
+    """Twelve calls of a tool that updates one customer."""
+    assert run_example("with_langgraph.py") == "12 of 12 visits counted: All counted.\n"
+
+
+def test_the_docs_hold(tmp_path: Path) -> None:
+    """Its blocks in docs/frameworks.md."""
+    assert_docs_hold("langgraph", tmp_path)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from framework_contract import Ask, Contract, Framework
+from framework_contract import Ask, Contract, Framework, run_example
 
 pytest.importorskip("agents")
 
@@ -130,3 +130,8 @@ class OpenAIAgents(Framework):
 
 class TestOpenAIAgents(Contract):
     framework = OpenAIAgents()
+
+
+def test_the_example_of_the_client_has_every_call_answered() -> None:
+    """Twelve threads, an API that allows two at once."""
+    assert run_example("with_openai.py") == "12 of 12 calls answered: Bees make honey.\n"
