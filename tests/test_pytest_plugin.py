@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from support import ROOT
 
 pytest_plugins = ["pytester"]
 
@@ -17,6 +20,14 @@ def suite(pytester):
         return runs("-p", "no:cacheprovider")
 
     return run
+
+
+def test_T1_the_suite_that_the_docs_show_passes(pytester):
+    """Module and tests as they stand there."""
+    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    agents, tests = re.findall(r"```python\n(# (?:test_)?agents\.py\n.*?)```", page, re.S)
+    pytester.makepyfile(agents=agents, test_agents=f"from agents import make_agents\n{tests}")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
 
 
 def test_T1_clean_tests_pass(suite):
