@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from redis_server import RedisServer
 
 from agentdiff.stores import Store, open_store
 from agentdiff.stores.memory import MemoryStore
@@ -19,7 +20,18 @@ def sqlite(request: Any) -> Store:
     return open_store(f"sqlite:///{folder}/events.db")
 
 
-STORES: dict[str, Callable[[Any], Store]] = {"memory": memory, "sqlite": sqlite}
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+def redis(request: Any) -> Store:
+    server: RedisServer = request.getfixturevalue("redis_server")
+    return open_store(server.url)
+
+
+STORES: dict[str, Callable[[Any], Store]] = {"memory": memory, "redis": redis, "sqlite": sqlite}
 
 
 @pytest.fixture(params=sorted(STORES))
