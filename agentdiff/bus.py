@@ -496,9 +496,10 @@ class Bus:
     def number_of(self, delivery: Delivery) -> int:
         """A number for an event that has none yet; those that nobody heard count downwards."""
         with self.mutex:  # several may ask at once: the one who looks, and the writer of a store
-            if not hasattr(delivery, "serial"):
-                delivery.serial = next(self._unheard)
-            return delivery.serial
+            found: Optional[int] = getattr(delivery, "serial", None)
+            if found is None:
+                found = delivery.serial = next(self._unheard)
+            return found
 
     def event_of(self, delivery: Delivery) -> Event:
         """The event as others see it, made when somebody looks."""
@@ -525,7 +526,10 @@ class Bus:
         while cause is not None and parent is None:
             parent = cause.number
             cause = cause.outer
-        return self._id_of(delivery.number), run_id, None if parent is None else self._id_of(parent)
+        number = getattr(delivery, "serial", None)
+        if number is None:
+            number = self.number_of(delivery)
+        return self._id_of(number), run_id, None if parent is None else self._id_of(parent)
 
     # -- runs and agents' calls: causes that users open ---------------------------------------------------
 

@@ -22,6 +22,9 @@ _DEEPEST = 100
 _LONGEST_INT = 4096  # bits; to write one down takes time that grows with the square of its length
 _LONGEST_KEY = 256
 _FEWEST = 16
+_FEW = 32
+_SHORT = 4096
+_SMALL = 1 << 63
 _PLAIN = frozenset({type(None), bool})
 
 
@@ -60,6 +63,10 @@ class Encoder:
             parameters: where `data` are an agent's arguments: the names of its parameters, by position; the last one
                 stands for all further ones.
         """
+        if type(data) is dict and len(data) <= _FEW:
+            text = self._quickly(data)
+            if text is not None:
+                return text
         try:
             if self.redact and parameters:
                 data = self._mask_arguments(data, parameters)
@@ -73,6 +80,27 @@ class Encoder:
             return _as_json(f"<{_type_name(data)}, too long to be stored>")
         except BaseException as error:  # users' code may raise anything; this is not its thread
             return _as_json(f"<{_type_name(data)} could not be stored: {_type_name(error)}>")
+
+    def _quickly(self, data: dict[Any, Any]) -> Optional[str]:
+        """The text of a small flat dict, as most events have; None: it isn't one."""
+        redact = self.redact
+        for key, value in list(data.items()):
+            if type(key) is not str or len(key) > _LONGEST_KEY or (redact and key.lower() in redact):
+                return None
+            kind = type(value)
+            if kind is str:
+                if len(value) > _SHORT:
+                    return None
+            elif kind is int:
+                if not -_SMALL < value < _SMALL:
+                    return None
+            elif kind is not float and kind not in _PLAIN:
+                return None
+        try:
+            text = _to_strict_json(data)
+        except (ValueError, TypeError):  # nan; or it has been changed meanwhile
+            return None
+        return text if len(text) <= self.max_payload and text.isascii() else None
 
     def _mask_arguments(self, data: Any, parameters: Iterable[tuple[str, ...]]) -> Any:
         if type(data) is not dict or type(data.get("args")) is not tuple:
@@ -117,13 +145,13 @@ def _as_json(plain: Any) -> str:
 _to_ascii_json = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
-def _make_to_json() -> Callable[[Any], str]:
+def _make_to_json(nan: bool) -> Callable[[Any], str]:
     """`encode` of the standard library makes its C part anew for each call, which takes half of its time."""
-    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
+    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=nan, separators=(",", ":"))
     make: Any = getattr(json.encoder, "c_make_encoder", None)
     quote = json.encoder.encode_basestring
     try:
-        quickly = make(None, encoder.default, quote, None, ":", ",", False, False, True)
+        quickly = make(None, encoder.default, quote, None, ":", ",", False, False, nan)
         if "".join(quickly({"a": [None, 1, 0.5, "b"]}, 0)) == '{"a":[null,1,0.5,"b"]}':
             return lambda plain: "".join(quickly(plain, 0)) if type(plain) is dict else encoder.encode(plain)
     except TypeError:
@@ -131,7 +159,8 @@ def _make_to_json() -> Callable[[Any], str]:
     return encoder.encode
 
 
-_to_json = _make_to_json()
+_to_json = _make_to_json(nan=True)
+_to_strict_json = _make_to_json(nan=False)
 
 
 class _Plain:

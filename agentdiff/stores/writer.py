@@ -24,7 +24,7 @@ FLUSH_EVERY = 0.1
 """Seconds that events gather before they are written."""
 BUFFER = 100_000
 """Events that wait for a store, at most."""
-BATCH = 500
+BATCH = 1000
 _FIRST_RETRY = 0.05
 _LAST_RETRY = 1.0
 _by_time = itemgetter(2)
@@ -73,6 +73,7 @@ class Writer:
         self._given_up: list[Any] = []  # what was being written when nobody wanted to wait any longer
         self._thread: Optional[threading.Thread] = None
         self._ending = False
+        self._stopped = False  # or is just being stopped
         self._hurried = False  # somebody waits: no time to gather
         self._down: Optional[float] = None  # since when the store is away
         self._told = False  # of what has been lost lately
@@ -212,6 +213,7 @@ class Writer:
         """Have everything written and the thread ended, within `flush_timeout`; what is not is counted as lost."""
         clock = clock or self._clock
         timeout = self.flush_timeout if timeout is ... else timeout
+        self._stopped = True
         begun = clock.monotonic()
         done = self.flush(timeout, clock)
         self.end()
@@ -234,6 +236,8 @@ class Writer:
 
     def stop_by(self, begun: float) -> None:
         """The same at the exit of the process; others may have used up some of the time since `begun`."""
+        if self._stopped:
+            return
         clock = Clock()
         left = None if self.flush_timeout is None else self.flush_timeout - (clock.monotonic() - begun)
         self.stop(None if left is None else max(left, 0), clock)
@@ -247,12 +251,14 @@ class Writer:
 
     def _give_up(self, timeout: float) -> None:
         with self._mutex:
-            self._given_up = self._hand
-            lost = len(self._hand) + len(self._buffer)
+            lost = len(self._buffer)
+            if self._given_up is not self._hand:
+                self._given_up = self._hand
+                lost += len(self._hand)
             self._buffer.clear()
             self.dropped += lost
         if lost:
-            logger.error("%d events are lost: %s did not take them within %g s", lost, self.store, timeout)
+            logger.error("%d events are lost: %s did not take them within %.3g s", lost, self.store, timeout)
 
     # -- the thread -------------------------------------------------------------------------------------------
 

@@ -447,6 +447,66 @@ def emit_unheard(bench: Bench) -> None:
 
 
 @entry
+def store_sqlite(bench: Bench) -> None:
+    """Events of about 150 bytes into SQLite, emitted and flushed, against bare `executemany` in batches of 500."""
+    import sqlite3
+
+    n = 1_000 if bench.quick else 10_000
+    data = {"agent": "researcher", "result": "x" * 90, "duration": 0.25}
+    rows = [(f"0123456789-{k:x}", "done", 1e9 + k, None, None, None, json.dumps(data)) for k in range(n)]
+    times: dict[str, list[float]] = {"sqlite3: executemany": [], "coord.emit and flush": [], "flush alone": []}
+    with tempfile.TemporaryDirectory() as folder:
+        bare = sqlite3.connect(f"{folder}/bare.db", isolation_level=None)
+        bare.execute("PRAGMA journal_mode = WAL").fetchall()
+        bare.execute("PRAGMA synchronous = NORMAL")
+        bare.execute("CREATE TABLE events (seq INTEGER PRIMARY KEY, id, name, time, sender, run, parent, data)")
+        insert = "INSERT INTO events (id, name, time, sender, run, parent, data) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        with Coordinator(store=f"sqlite:///{folder}/ours.db") as coord:
+            for _ in range(3 if bench.quick else 15):
+                begun = now()
+                for begin in range(0, n, 500):
+                    bare.execute("BEGIN")
+                    bare.executemany(insert, rows[begin : begin + 500])
+                    bare.execute("COMMIT")
+                times["sqlite3: executemany"].append((now() - begun) / n)
+                begun = now()
+                for _ in repeat(None, n):
+                    coord.emit("done", data)
+                emitted = now()
+                coord.flush(60)
+                times["coord.emit and flush"].append((now() - begun) / n)
+                times["flush alone"].append((now() - emitted) / n)
+        bare.close()
+    bench.show({name: median(found) for name, found in times.items()})
+
+
+@entry
+def store_emit(bench: Bench) -> None:
+    """`emit` at a thousand events a second: the 99th percentile, without a store, with SQLite, with one that hangs."""
+    from agentdiff.stores.memory import MemoryStore
+
+    class Hung(MemoryStore):
+        def write(self, records: Any) -> None:
+            time.sleep(3600)
+
+    def p99(coord: Coordinator) -> float:
+        took = []
+        for _ in range(200 if bench.quick else 5000):
+            begun = now()
+            coord.emit("done", {"result": "x" * 100})
+            took.append(now() - begun)
+            time.sleep(0.001)
+        return sorted(took)[len(took) * 99 // 100]
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for name, store in {"no store": None, "SQLite": f"sqlite:///{folder}/events.db", "hangs": Hung()}.items():
+            with Coordinator(store=store, flush_timeout=0.1) as coord:
+                found[name] = p99(coord)
+        bench.show(found)
+
+
+@entry
 def emit_idle(bench: Bench) -> None:
     """On an idle bus: from one emit to the handler's start."""
     started = [0.0]
