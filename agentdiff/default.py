@@ -50,17 +50,27 @@ def configure(
     redact: Any = ...,
     max_payload: Any = ...,
 ) -> None:
-    """Change the default coordinator in place: see `Coordinator.configure` (F3)."""
-    default_coordinator().configure(
-        workers=workers,
-        lock_timeout=lock_timeout,
-        max_pending=max_pending,
-        exit_timeout=exit_timeout,
-        store=store,
-        flush_timeout=flush_timeout,
-        redact=redact,
-        max_payload=max_payload,
-    )
+    """Change the default coordinator in place: see `Coordinator.configure` (F3).
+
+    Before its first use, it is made so, and for the rest as the environment says.
+    """
+    global _default
+    given: dict[str, Any] = {
+        "lock_timeout": lock_timeout,
+        "exit_timeout": exit_timeout,
+        "store": store,
+        "flush_timeout": flush_timeout,
+        "redact": redact,
+        "max_payload": max_payload,
+    }
+    given = {name: value for name, value in given.items() if value is not ...}
+    given.update((name, n) for name, n in (("workers", workers), ("max_pending", max_pending)) if n is not None)
+    with _mutex:
+        if _default is None:
+            _default = make_coordinator(**given)
+            return
+        found = _default
+    found.configure(**given)
 
 
 def coordinate(

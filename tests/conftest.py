@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis_server import RedisServer
 from support import FakeClock
 
 from agentdiff import Coordinator
@@ -54,3 +55,10 @@ def fresh_default() -> Iterator[Coordinator]:
     yield default_coordinator()
     default_coordinator().close()
     reset_default()
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A real Redis of this test's own."""
+    with RedisServer() as server:
+        yield server

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from support import join_all, run_script, start_all
 
 import agentdiff
 from agentdiff import Coordinator, default_coordinator
+from agentdiff.stores import open_store
 from agentdiff_coordination import (
     CoordinationError,
     CoordinationTimeoutError,
@@ -124,22 +125,38 @@ def test_F1_agents_under_one_lock_take_turns(fresh_default: Coordinator) -> None
 
 
 @pytest.mark.parametrize("backend", ["inmemory", "none", "file", "redis"])
-def test_F3_configure_broker_knows_the_backends_and_keeps_handlers(
-    fresh_default: Coordinator, backend: str, caplog: pytest.LogCaptureFixture, tmp_path: Any
+def test_F3_configure_broker_chooses_where_events_are_kept(
+    fresh_default: Coordinator, backend: str, caplog: pytest.LogCaptureFixture, tmp_path: Path, request: Any
 ) -> None:
-    """Every backend is accepted with its options, handlers stay registered, and what isn't kept is said in the log."""
+    """Every backend takes its options, handlers stay registered, events are where they should be, no password shows."""
     seen: list[Any] = []
     when("e")(seen.append)
-    with caplog.at_level(logging.WARNING, logger="agentdiff"):
-        assert configure_broker(backend, data_dir=str(tmp_path), url="redis://127.0.0.1:1", password="secret") is None
+    url = request.getfixturevalue("redis_server").url if backend == "redis" else "redis://nowhere"
+    configure_broker(backend, dir=str(tmp_path), url=url, password="secret" if backend != "redis" else None, more=1)
     emit("e", 1)
     default_coordinator().join(10)
+    default_coordinator().flush(10)
     assert seen == [1]
     assert default_coordinator() is fresh_default
-    assert list(tmp_path.iterdir()) == []
-    text = " ".join(record.getMessage() for record in caplog.records)
-    assert (backend in text) == (backend in ("file", "redis"))
-    assert "secret" not in text
+    assert [path.name for path in tmp_path.glob("*.db")] == ["events.db"] * (backend == "file")
+    kept = {"file": f"sqlite:///{tmp_path}/events.db", "redis": url}.get(backend)
+    if kept is not None:
+        with open_store(kept) as store:
+            assert [event.data for event in store.read()] == [1]
+    configure_broker("none")
+    assert "secret" not in caplog.text
+
+
+def test_F3_configure_broker_takes_from_the_environment_what_it_is_not_told(
+    fresh_default: Coordinator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The folder, say; code wins where it says so, and over DISABLE_PERSISTENCE."""
+    monkeypatch.setenv("AGENTDIFF_COORDINATION_DATA_DIR", str(tmp_path / "environment"))
+    monkeypatch.setenv("AGENTDIFF_COORDINATION_DISABLE_PERSISTENCE", "true")
+    configure_broker("file")
+    configure_broker("file", dir=str(tmp_path / "code"))
+    configure_broker("inmemory")
+    assert sorted(path.parent.name for path in tmp_path.glob("*/events.db")) == ["code", "environment"]
 
 
 @pytest.mark.parametrize("backend", ["kafkaesque", "", None, "File"])

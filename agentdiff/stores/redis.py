@@ -29,6 +29,7 @@ TIMEOUT = 1.5
 _PAGE = 500
 _CHUNK = 1024 * 1024  # characters in one command: what is longer may not get through in time
 _KNOWN = 10_000
+_OWN = ("prefix", "maxlen", "password", "db")
 _FIXED = ("protocol", "decode_responses", "encoding", "retry_on_timeout", "retry_on_error")
 _MARK_LIVES = 24 * 3600
 _DATA = ',"data":'  # not within what comes before it: quotes are escaped there
@@ -56,7 +57,7 @@ class RedisStore(Store):
 
     Args:
         url: `redis://user:password@host:6379/0`, `rediss://...` for TLS, `unix:///path/redis.sock?db=0`. Besides what
-            redis-py takes, `?prefix=` and `?maxlen=` stand for the arguments of these names.
+            redis-py takes, `?prefix=`, `?maxlen=`, `?password=` and `?db=` stand for the arguments of these names.
         password, db: in place of what the URL says.
         prefix: what the names of keys begin with; the stream is `{prefix}events`.
         maxlen: about how many events are kept: never fewer, and a few hundred more at times.
@@ -76,13 +77,18 @@ class RedisStore(Store):
     ) -> None:
         if not isinstance(url, str):
             raise TypeError(f"url must be a string, not {type(url).__name__}")
-        url, own = _take_own(url)
+        self._url, own = _take_own(url)
         prefix = own.get("prefix", PREFIX) if prefix is None else prefix
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string, not {prefix!r}")
-        self._maxlen = _check_maxlen(own.get("maxlen", MAXLEN) if maxlen is None else maxlen)
-        self._url = url
-        self._options = {name: value for name, value in (("password", password), ("db", db)) if value is not None}
+        self._maxlen = _check_number("maxlen", own.get("maxlen", MAXLEN) if maxlen is None else maxlen, 1)
+        self._options: dict[str, Any] = {}
+        password = own.get("password") if password is None else password
+        if password is not None:
+            self._options["password"] = password
+        number = own.get("db") if db is None else db
+        if number is not None:
+            self._options["db"] = _check_number("db", number, 0)
         self.key = prefix + "events"
         self._begin()
         try:
@@ -251,7 +257,7 @@ def _take_own(url: str) -> tuple[str, dict[str, str]]:
     """The URL without what is for this store and not for redis-py, and that."""
     parts = urlsplit(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
-    own = {name: value for name, value in pairs if name in ("prefix", "maxlen")}
+    own = {name: value for name, value in pairs if name in _OWN}
     for name, _ in pairs:
         if name in _FIXED:
             raise ValueError(f"{name} in a Redis URL makes no sense here: agentdiff sets it itself")
@@ -259,11 +265,11 @@ def _take_own(url: str) -> tuple[str, dict[str, str]]:
     return urlunsplit(parts._replace(query=rest)) if own else url, own
 
 
-def _check_maxlen(number: Any) -> int:
-    if isinstance(number, str) and number.isdigit():
+def _check_number(what: str, number: Any, least: int) -> int:
+    if isinstance(number, str) and number.isdecimal():
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"maxlen must be a whole number, not {number!r}")
-    if number < 1:
-        raise ValueError(f"maxlen must be at least 1, not {number}")
+        raise TypeError(f"{what} must be a whole number, not {number!r}")
+    if number < least:
+        raise ValueError(f"{what} must be at least {least}, not {number}")
     return number

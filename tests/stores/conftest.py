@@ -20,12 +20,6 @@ def sqlite(request: Any) -> Store:
     return open_store(f"sqlite:///{folder}/events.db")
 
 
-@pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
 def redis(request: Any) -> Store:
     server: RedisServer = request.getfixturevalue("redis_server")
     return open_store(server.url)
