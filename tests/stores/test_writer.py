@@ -94,7 +94,7 @@ def test_S1_what_is_put_in_is_written_in_order_and_flush_waits_for_it() -> None:
     assert store.closed == 1
 
 
-def test_S1_events_gather_before_they_are_written() -> None:
+def test_S3_events_are_written_when_the_flush_interval_is_over() -> None:
     """The first wakes the writer, which waits for more: one batch, when the interval is over."""
     store, clock = FakeStore(), FakeClock()
     with writing(store, clock=clock) as (_, keep):
