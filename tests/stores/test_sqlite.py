@@ -338,3 +338,16 @@ def test_S3_a_killed_process_loses_nothing_that_was_written(path: Path) -> None:
         for reader in readers:
             reader.join()
     assert failures == []
+
+
+def test_L13_a_forked_child_leaves_the_parent_s_connection_alone(store: SQLiteStore) -> None:
+    """It opens one of its own, and doesn't close the other: that would empty the log under the parent's hands."""
+    store.write([record(1)])
+    parents = store._connection
+    store.forget()
+    store.write([record(2)])
+    assert parents is not None
+    assert store._connection is not parents
+    assert parents.execute("SELECT count(*) FROM events").fetchone() == (2,)
+    parents.close()
+    assert ids(store) == ["id-1", "id-2"]
