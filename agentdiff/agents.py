@@ -126,8 +126,8 @@ class _Call:
     """
 
     __slots__ = (
-        "agent", "args", "before", "begun", "cause", "heard", "inner", "kwargs", "lane", "over", "owner", "running",
-        "slots", "waited",
+        "agent", "args", "asked", "before", "begun", "cause", "heard", "inner", "kwargs", "lane", "names", "over",
+        "owner", "ready", "running", "slots", "waited",
     )  # fmt: skip
 
     def __init__(self, agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any], tell: bool = True) -> None:
@@ -136,6 +136,9 @@ class _Call:
         self.kwargs = kwargs
         self.slots: Sequence[Slot] = ()
         self.owner: Optional[Owner] = None
+        self.names: Optional[Sequence[str]] = None  # of its locks, once known
+        self.ready: Optional[float] = None  # when those that it comes after had completed
+        self.asked: Optional[float] = None  # when it got in line
         self.waited: Optional[float] = None
         self.begun = agent.clock.monotonic() if tell else None
         self.cause: Optional[Cause] = None
@@ -154,6 +157,11 @@ class _Call:
         outer = bus.own_cause(cause_here())
         self.lane = bus.lane_of(outer)
         data = {"args": self.args, "kwargs": self.kwargs, "agent": agent.name, "timestamp": agent.clock.time()}
+        if agent.after:
+            data["after"] = agent.after
+        elif agent.names_of is not None:
+            with suppress(Exception):  # it is asked again where the lock is taken, and raises there, into the agent
+                data["lock"] = self._locks()
         if agent.after or agent.name in agent.dependencies.named:
             self.running = agent.dependencies.begin(agent.name, self.lane.run_id, current_owner())
         started = bus.emit_lifecycle(agent.started, data, agent.name, outer, self.lane)
@@ -163,17 +171,25 @@ class _Call:
     # -- the lock ---------------------------------------------------------------------------------------
 
     def _names(self) -> Sequence[str]:
-        return () if self.agent.names_of is None else self.agent.names_of(self.args, self.kwargs)
+        if self.names is None:
+            self.names = () if self.agent.names_of is None else self.agent.names_of(self.args, self.kwargs)
+        return self.names
+
+    def _locks(self) -> Union[str, Sequence[str], None]:
+        """How events say what it locks: one name, or several."""
+        names = self._names()
+        return names[0] if len(names) == 1 else tuple(names) or None
 
     def enter(self, owner: Optional[Owner] = None) -> None:
         """Wait for those that it comes after, then take the locks, on this thread."""
         agent = self.agent
         if agent.after and self.running is not None:
             agent.dependencies.wait(self.running, agent.after, agent.timeout)
+            self.ready = agent.clock.monotonic()
         names = self._names()
         if names:
             self.owner = owner or current_owner()
-            asked = agent.clock.monotonic()
+            asked = self.asked = agent.clock.monotonic()
             tokens = agent.tokens(self.args, self.kwargs)
             self._entered(*agent.table.acquire_all(names, agent.timeout, self.owner, agent.name, tokens=tokens), asked)
 
@@ -182,10 +198,11 @@ class _Call:
         agent = self.agent
         if agent.after and self.running is not None:
             await agent.dependencies.wait_async(self.running, agent.after, agent.timeout)
+            self.ready = agent.clock.monotonic()
         names = self._names()
         if names:
             self.owner = owner or current_owner()
-            asked = agent.clock.monotonic()
+            asked = self.asked = agent.clock.monotonic()
             tokens = agent.tokens(self.args, self.kwargs)
             self._entered(
                 *await agent.table.acquire_all_async(names, agent.timeout, self.owner, agent.name, tokens=tokens), asked
@@ -255,13 +272,19 @@ class _Call:
             if not agent.is_heard():
                 return
             self.cause = agent.bus.own_cause(cause_here())  # somebody has begun to listen meanwhile
+        now = agent.clock.monotonic()
         data: dict[str, Any] = {
             "agent": agent.name,
             "timestamp": agent.clock.time(),
-            "duration": None if self.begun is None else agent.clock.monotonic() - self.begun,
+            "duration": None if self.begun is None else now - self.begun,
         }
-        if self.waited is not None:
-            data["lock_wait"] = self.waited
+        if agent.after and self.begun is not None:
+            data["after_wait"] = (now if self.ready is None else self.ready) - self.begun
+        if self.asked is not None:
+            data["lock"] = self._locks()
+            data["lock_wait"] = (
+                now - self.asked if self.waited is None else self.waited
+            )  # cancelled, or refused, in line
         if error is None:
             data["result"] = result
             name = agent.complete

@@ -1530,10 +1530,11 @@ def test_A2_events_carry_their_data(coord: Coordinator, clock: Any) -> None:
                 agent(1, then=error)
         assert told.names == ["started", "complete", "started", "failed", "started", "cancelled"]
         started, complete, _, failed, _, cancelled = (event.data for event in told.events)
-        assert started == {"agent": "agent", "args": (1,), "kwargs": {"then": None}, "timestamp": 1_001_000.0}
-        ends = {"agent": "agent", "timestamp": 1_001_002.0, "duration": 2.0, "lock_wait": 0.0}
+        about = {"agent": "agent", "lock": "x"}
+        assert started == {**about, "args": (1,), "kwargs": {"then": None}, "timestamp": 1_001_000.0}
+        ends = {**about, "timestamp": 1_001_002.0, "duration": 2.0, "lock_wait": 0.0}
         assert complete == {**ends, "result": 1}
-        common = {"agent", "timestamp", "duration", "lock_wait", "error", "error_type", "exception"}
+        common = {"agent", "timestamp", "duration", "lock", "lock_wait", "error", "error_type", "exception"}
         assert set(failed) == set(cancelled) == common
         assert (failed["error"], failed["error_type"]) == ("bad", "ValueError")
         assert (cancelled["error_type"], type(cancelled["exception"])) == ("KeyError", KeyError)
@@ -1560,6 +1561,64 @@ def test_A2_started_is_told_before_the_lock_is_waited_for(coord: Coordinator) ->
     join_all(threads)
     assert told.names == ["started", "complete"]
     assert told.last["lock_wait"] > 0
+
+
+def test_A2_the_events_say_which_locks_and_how_long_it_waited_in_vain(coord: Coordinator) -> None:
+    """One name as it is, several as a tuple, in both events; the wait of a call that never got its lock counts too."""
+    told = Heard(coord)
+
+    @coord.coordinate("agent", ["b_{n}", "a"], timeout=0)
+    def agent(n: int) -> None:
+        """Takes two locks."""
+
+    agent(1)
+    assert told.names == ["started", "complete"]
+    assert [event.data["lock"] for event in told.events] == [("a", "b_1")] * 2
+    coord.lock("a").acquire()
+
+    def refused() -> None:
+        with pytest.raises(CoordinationTimeoutError):
+            agent(2)
+
+    join_all(start_all(refused))
+    coord.lock("a").release()
+    assert told.names[2:] == ["started", "failed"]
+    assert (told.last["lock"], told.last["lock_wait"] >= 0) == (("a", "b_2"), True)
+
+
+def test_A2_a_lock_name_that_fails_fails_the_agent(coord: Coordinator) -> None:
+    """What goes wrong in a `lock_name` function is the agent's failure, and `_started` is told all the same."""
+    told = Heard(coord)
+
+    @coord.coordinate("agent", lambda: 1 // 0)
+    def agent() -> None:
+        """Never runs."""
+
+    with pytest.raises(ZeroDivisionError):
+        agent()
+    assert told.names == ["started", "failed"]
+    assert "lock" not in told.events[0].data
+
+
+def test_A5_the_events_say_whom_the_agent_came_after_and_for_how_long(coord: Coordinator) -> None:
+    """`after` in `_started`, `after_wait` in the last event."""
+    told = Heard(coord)
+
+    @coord.coordinate("first")
+    def first() -> None:
+        """Comes first."""
+
+    @coord.coordinate("agent", after="first")
+    def agent() -> None:
+        """Comes second."""
+
+    with coord.run("r"):
+        first()
+        agent()
+    assert len(told.names) == 4
+    mine = [event.data for event in told.events if event.sender == "agent"]
+    assert mine[0]["after"] == ("first",)
+    assert mine[1]["after_wait"] >= 0
 
 
 @every_kind
