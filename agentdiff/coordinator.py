@@ -86,6 +86,10 @@ class Snapshot:
     pending: int
     counts: Counts
 
+    def as_dict(self) -> dict[str, Any]:
+        """The same in dicts, tuples, texts and numbers: for `json.dumps`, and dashboards of your own."""
+        return attrs.asdict(self)
+
 
 class Coordinator:
     """Named locks, events and coordinated agents that belong together. Two coordinators share nothing (L1).

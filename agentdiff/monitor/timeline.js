@@ -196,8 +196,8 @@
     pen.globalAlpha = 1;
   }
   function paintName(one, cx, cy, previous, following) { // beside it, where there is room
-    const right = Math.min(following ? x(following.begin) : width, width) - cx - 18;
-    const left = cx - Math.max(previous ? x(previous.begin) : gutter, gutter) - 18;
+    const right = (following ? (x(following.begin) - cx) / 2 : width - cx) - 14; // a gap is shared by both its ends
+    const left = (previous ? (cx - x(previous.begin)) / 2 : cx - gutter) - 14;
     pen.font = font(11.5);
     pen.textBaseline = "middle";
     pen.fillStyle = one.bad ? colors.failed : colors.ink;

@@ -98,7 +98,13 @@ def _picture(history: History, title: str) -> dict[str, Any]:
             ]
         )
     marks = [
-        [*lanes.marks[place], at(event.time), short(event.name, most), _mark_details(event, most), causes(lanes.causes_of_mark(place))]
+        [
+            *lanes.marks[place],
+            at(event.time),
+            short(event.name, most),
+            _mark_details(event, most),
+            causes(lanes.causes_of_mark(place)),
+        ]
         for place, event in enumerate(history.others)
     ]
     return {

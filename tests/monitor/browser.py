@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -36,14 +37,21 @@ class Browser:
         read_there, self._out = os.pipe()
         options = "--headless=new --no-sandbox --disable-gpu --no-first-run --hide-scrollbars "
         options += f"--remote-debugging-pipe --disable-dev-shm-usage --user-data-dir={self._home}"
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (read_there, write_there)]
+
+        def place() -> None:
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{read_there} 4>&{write_there}', CHROMIUM, *options.split()],
-            pass_fds=(read_there, write_there),
+            [CHROMIUM, *options.split()],
+            close_fds=False,
+            preexec_fn=place,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(read_there)
-        os.close(write_there)
+        for end in (read_there, write_there, *ends):
+            os.close(end)
         self._watch = threading.Timer(50, self._process.kill)  # a browser that hangs ends the wait for its messages
         self._watch.start()
         target = self("Target.createTarget", url="about:blank")["targetId"]
