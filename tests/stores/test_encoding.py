@@ -45,6 +45,11 @@ class Number(int):
         raise RuntimeError
 
 
+class Fraction(float):
+    def __float__(self) -> float:
+        raise RuntimeError
+
+
 class Colour(enum.Enum):
     RED = 1
 
@@ -104,6 +109,10 @@ class Model:
         (range(3), "range(0, 3)"),
         (Text("sub"), "sub"),
         (Number(4), 4),
+        (Fraction(0.5), 0.5),
+        ({"a": float("nan")}, {"a": "nan"}),
+        ({"a": 1 << 70}, {"a": 1 << 70}),
+        ({1 << 100_000: 1}, {"<int of 100001 bits>": 1}),
         (Colour.RED, "<Colour.RED: 1>"),
         (Level.HIGH, 3),
         ({1: "a", "1": "b", None: 0, (1, 2): 1, b"x": 2}, {"1": "a", "1 (1)": "b", "None": 0, "(1, 2)": 1, "b'x'": 2}),
@@ -153,6 +162,8 @@ def test_S4_five_thousand_levels_are_stored_down_to_the_hundredth() -> None:
         list(range(1_000_000)),
         dict.fromkeys(range(1_000_000)),
         {"x" * 1_000_000: 1},
+        {"a": "x" * 1_000_000},
+        {f"key{number}": "\x00" * 4000 for number in range(20)},
         {("x",) * 1_000_000: 1},
         "\x00" * 100_000,
         "é" * 100_000,

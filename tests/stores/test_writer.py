@@ -397,3 +397,117 @@ def test_F2_the_import_loads_no_store() -> None:
         "print([name for name in sys.modules if name in ('sqlite3', 'redis') or 'agentdiff.stores' in name])"
     )
     assert done.stdout == "[]\n"
+
+
+def test_E6_where_no_thread_can_start_whoever_waits_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the process the interpreter refuses threads; what was emitted is written all the same."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    store = FakeStore()
+    with writing(store) as (writer, keep):
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        for number in range(5):
+            keep(number)
+        assert writer.flush(10)
+        assert kept(store) == list(range(5))
+
+
+def test_E6_the_exit_waits_only_for_what_is_left_of_flush_timeout() -> None:
+    """Others have used it up already: what hangs is given up at once."""
+    store = FakeStore()
+    with writing(store, flush_timeout=5.0) as (writer, keep):
+        with store.hanging():
+            keep(0)
+            writer.hurry()
+            assert store.entered.wait(10)
+            keep(1)
+            writer.stop_by(-1e9)
+            assert writer.dropped == 2
+            writer.stop_by(-1e9)
+            assert writer.dropped == 2
+        eventually(lambda: (writer.stored, writer.dropped) == (1, 1))  # it was written after all
+
+
+def test_E6_close_async_gives_up_on_a_hung_store_too() -> None:
+    """Within flush_timeout, and the loop has gone on meanwhile."""
+    store = FakeStore()
+    ticks: list[int] = []
+
+    async def main() -> None:
+        async with Coordinator(store=store, flush_timeout=0.1) as coord:
+            store.may_go_on.clear()
+            coord.emit("x")
+            asyncio.get_running_loop().call_later(0.01, ticks.append, 1)
+
+    asyncio.run(main())
+    assert ticks == [1]
+    store.may_go_on.set()
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "agentdiff-store"])
+
+
+def test_E7_quit_waits_for_nobody_and_what_can_be_written_is() -> None:
+    """The writer goes on by itself, and ends."""
+    store = FakeStore()
+    coord = Coordinator(store=store)
+    with store.hanging():
+        coord.emit("x")
+        coord.quit()
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "agentdiff-store"])
+    assert coord.snapshot().counts.events_stored == 1
+
+
+def test_S2_what_a_store_that_is_away_never_took_is_counted_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """One last attempt, and then the thread ends."""
+    store = FakeStore()
+    store.error = StoreError("no")
+    coord = Coordinator(store=store)
+    coord.emit("x")
+    coord.quit()
+    eventually(lambda: coord.snapshot().counts.events_dropped == 1)
+    eventually(lambda: "1 events are lost: <FakeStore> is away" in caplog.text)
+
+
+def test_S1_a_store_that_can_t_be_closed_fails_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """It is told of in the log."""
+
+    class Stuck(FakeStore):
+        def close(self) -> None:
+            raise OSError("stuck")
+
+    with writing(Stuck()) as (_, keep):
+        keep(1)
+    assert "<FakeStore> could not be closed: stuck" in caplog.text
+
+
+def test_L13_a_writer_that_forgets_begins_anew() -> None:
+    """Nothing waits, nothing is counted, and what is put in afterwards is written by a new thread."""
+    store = FakeStore()
+    writer = Writer(store, record_of, FakeClock(), name="test", flush_timeout=5.0, owns=False)
+    keep = writer.keeper()
+    keep(1)
+    assert writer.flush(10)
+    writer.end()
+    eventually(lambda: writer._thread is None)
+    keep(2)
+    writer.forget()
+    keep(3)
+    assert writer.flush(10)
+    assert (writer.stored, writer.dropped) == (1, 0)
+    assert kept(store) == [1, 3]
+    writer.stop()
+
+
+def test_S1_the_memory_store_keeps_the_last_events() -> None:
+    """Of more than its size the oldest go; a size that makes no sense is refused."""
+    store = MemoryStore(3)
+    store.write([record_of(number) for number in range(5)])
+    assert kept(store) == [2, 3, 4]
+    assert repr(store) == "<MemoryStore 3 of 3>"
+    store.forget()
+    assert kept(store) == [2, 3, 4]
+    with pytest.raises(TypeError, match="size"):
+        MemoryStore("3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="size"):
+        MemoryStore(0)
