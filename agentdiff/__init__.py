@@ -2,7 +2,6 @@
 
 from ._lanes import Delivery, Subscription
 from ._places import Slot
-from .bus import Expected
 from .coordinator import Coordinator, Counts, Snapshot
 from .deadlock import HolderInfo, LimitInfo, LockInfo, WaiterInfo
 from .default import configure, coordinate, default_coordinator, emit, limit, lock, when
@@ -24,6 +23,7 @@ from .events import Event, Run
 from .joins import JoinInfo, all_of, any_of
 from .locks import Lock, LockGroup
 from .state import State, Versioned
+from .waiting import Expected
 
 __all__ = [
     "AgentInfo",

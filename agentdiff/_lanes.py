@@ -31,30 +31,8 @@ EMPTY, AWAY, ENOUGH = range(3)
 be waiting for a worker, or for this lane, or the context is not as good as new."""
 
 
-class Deliverer(Protocol):
-    """The bus, as lanes and deliveries see it."""
-
-    clock: Clock
-    workers: Workers
-    mutex: Any
-    unusual: bool
-    away: set[Away]
-    bells: dict[Delivery, list[Bell]]
-
-    def unsubscribe(self, sub: Subscription) -> None: ...
-
-    @property
-    def deliver(self) -> Callable[[deque[Delivery], deque[Bell], Context], int]: ...
-
-    def handle(self, delivery: Delivery, place: int) -> bool: ...
-
-    def skips(self, delivery: Delivery) -> bool: ...
-
-    def look_for_idle(self, run_id: Optional[str] = None) -> None: ...
-
-    def event_of(self, delivery: Delivery) -> Event: ...
-
-    def number_of(self, delivery: Delivery) -> int: ...
+class Sleeper(Protocol):
+    """How threads and tasks wait, as deliveries see it."""
 
     def sleep(
         self,
@@ -65,7 +43,42 @@ class Deliverer(Protocol):
         lane_too: bool = ...,
     ) -> bool: ...
 
-    async def sleep_async(self, bell: TaskBell, timeout: Optional[float], lane_too: bool = ...) -> None: ...
+    async def sleep_async(
+        self, bell: TaskBell, done: Callable[[], bool], timeout: Optional[float], lane_too: bool = ...
+    ) -> None: ...
+
+    def begin(self, wait: Any) -> None: ...
+
+    def end(self, wait: Any) -> None: ...
+
+
+class Deliverer(Protocol):
+    """The bus, as lanes and deliveries see it."""
+
+    clock: Clock
+    workers: Workers
+    mutex: Any
+    unusual: bool
+    away: set[Away]
+    bells: dict[Delivery, list[Bell]]
+
+    @property
+    def waits(self) -> Sleeper: ...
+
+    def unsubscribe(self, sub: Subscription) -> None: ...
+
+    @property
+    def deliver(self) -> Callable[[deque[Delivery], deque[Loan], Context], int]: ...
+
+    def handle(self, delivery: Delivery, place: int) -> bool: ...
+
+    def skips(self, delivery: Delivery) -> bool: ...
+
+    def look_for_idle(self, run_id: Optional[str] = None) -> None: ...
+
+    def event_of(self, delivery: Delivery) -> Event: ...
+
+    def number_of(self, delivery: Delivery) -> int: ...
 
     def record(
         self, delivery: Delivery, sub: Subscription, place: int, result: Any, error: Optional[BaseException]
@@ -196,7 +209,7 @@ class Lane:
         self.turn = threading.Lock()
         self.scheduled = False  # a worker is at work here, or on its way
         self.parked: Optional[tuple[Delivery, int]] = None  # waits for an async handler; the turn's holder's own
-        self._returning: deque[Bell] = deque()  # of handlers that had lent the lane, and want it back
+        self._returning: deque[Loan] = deque()  # of handlers that had lent the lane, and want it back
 
     def run(self) -> None:
         """A worker comes."""
@@ -208,6 +221,16 @@ class Lane:
         parked, self.parked = self.parked, None
         if parked is None or self._bus.handle(*parked):
             self._work()
+
+    def resume_later(self, parked: tuple[Delivery, int]) -> None:
+        """The turn is the caller's: a worker is to go on there."""
+        self.parked = parked
+        self._bus.workers.submit(self.resume)
+
+    def forget(self) -> None:
+        """After a fork in a handler: it goes on in the child, and nothing comes after it."""
+        self.queue.clear()
+        self._returning.clear()
 
     def _work(self) -> None:
         """Deliver, in turn, until nothing is left or an async handler is to be waited for. The turn is ours."""
@@ -234,10 +257,10 @@ class Lane:
     def _hand_back(self) -> bool:
         """Give the turn to a handler that wants it back; False if it has it already."""
         try:
-            bell = self._returning.popleft()
+            loan = self._returning.popleft()
         except IndexError:
             return False
-        bell.ring()
+        loan.ring()
         return True
 
     def _let_go(self) -> bool:
@@ -251,41 +274,92 @@ class Lane:
 
     # -- lending (E16) ------------------------------------------------------------------------------------
 
-    def lend(self) -> Any:
-        """The handler at work waits: let later events go on meanwhile. Gives what `take_back` needs."""
-        parked, self.parked = self.parked, None
-        if self._let_go_lent():
+    def lend(self) -> Loan:
+        """The handler at work waits: let later events go on meanwhile."""
+        loan = Loan(self._bus, self.parked)
+        self.parked = None
+        if self.queue or self._returning or not self._let_go():
             self._bus.workers.submit(self._work)
-        return parked
+        return loan
 
-    def _let_go_lent(self) -> bool:
-        """Free the turn, or keep it for a worker that is to go on here."""
-        if self.queue or self._returning:
-            return True
-        return not self._let_go()
-
-    def wants_back(self, bell: Bell) -> bool:
+    def _wants_back(self, loan: Loan, bell: Bell) -> bool:
         """The handler goes on; False: when the bell rings, the turn is its own."""
-        self._returning.append(bell)
+        loan.bell = bell
+        self._returning.append(loan)
         if not self.turn.acquire(False):
             return False
-        self._returning.remove(bell)  # nobody else can have taken it: they would need the turn
+        self._returning.remove(loan)  # nobody else can have taken it: they would need the turn
+        loan.given = True
         self.scheduled = True
         return True
 
-    def take_back(self, parked: Any) -> None:
+    def take_back(self, loan: Loan) -> None:
         """Wait for the turn on this thread."""
         bell = ThreadBell()
-        if not self.wants_back(bell):
+        if not self._wants_back(loan, bell):
             bell.sleep(self._bus.clock, None)
-        self.parked = parked
+        self.parked = loan.parked
 
-    async def take_back_async(self, parked: Any) -> None:
-        """Wait for the turn on this loop."""
+    async def take_back_async(self, loan: Loan) -> None:
+        """Wait for the turn on this loop; a cancellation comes after that, since the lane must be taken back."""
         bell = TaskBell()
-        if not self.wants_back(bell):
-            await bell.sleep(self._bus.clock, None)
-        self.parked = parked
+        cancelled: Optional[CancelledError] = None
+        if not self._wants_back(loan, bell):
+            while True:
+                try:
+                    await bell.sleep(self._bus.clock, None)
+                    break
+                except CancelledError as error:
+                    cancelled = error
+        self.parked = loan.parked
+        if cancelled is not None:
+            raise cancelled
+
+    def reclaim(self, loan: Loan) -> None:
+        """The loop on which the handler waits has been closed: go on after it, as soon as it is its turn (E8)."""
+        bell = _Resumption(self, loan.parked)
+        with self._bus.mutex:
+            loan.reclaimed = True
+            asked = loan.bell is not None
+            given = loan.given
+            loan.bell = bell
+        if given or (not asked and self._wants_back(loan, bell)):
+            bell.ring()
+
+
+class Loan:
+    """A lane that a waiting handler has lent, and the bell by which it comes back."""
+
+    __slots__ = ("_bus", "bell", "given", "parked", "reclaimed")
+
+    def __init__(self, bus: Deliverer, parked: Any) -> None:
+        self._bus = bus
+        self.parked = parked  # the handler's own, if it runs on a loop: where its event goes on afterwards
+        self.bell: Optional[Bell] = None  # since it wants the turn back
+        self.given = False  # it has it
+        self.reclaimed = False  # its loop has been closed: it will never go on
+
+    def ring(self) -> bool:
+        """The turn is its own."""
+        with self._bus.mutex:
+            self.given = True
+            bell = self.bell
+        return bell is not None and bell.ring()
+
+
+class _Resumption:
+    """Rung in place of a handler that will never go on: its event goes on to the next handler."""
+
+    __slots__ = ("_lane", "_parked")
+
+    def __init__(self, lane: Lane, parked: Any) -> None:
+        self._lane = lane
+        self._parked = parked
+
+    def ring(self) -> bool:
+        """The turn is ours."""
+        self._lane.resume_later(self._parked)
+        return True
 
 
 class Delivery:
@@ -391,7 +465,7 @@ class Delivery:
         timeout = check_timeout(timeout)
         self._refuse_own()
         if self.route:
-            self.bus.sleep(self._add_bell, self._drop_bell, lambda: not self.route, timeout, lane_too=True)
+            self.bus.waits.sleep(self._add_bell, self._drop_bell, self._is_over, timeout, lane_too=True)
             if self.route:
                 raise CoordinationTimeoutError(
                     f"event {self.name!r} was not handled within {timeout:g} s", name=self.name, timeout=timeout
@@ -408,7 +482,7 @@ class Delivery:
             self._add_bell(bell)
             try:
                 if self.route:
-                    await self.bus.sleep_async(bell, None, lane_too=True)
+                    await self.bus.waits.sleep_async(bell, self._is_over, None, lane_too=True)
             finally:
                 self._drop_bell(bell)
         return self
@@ -424,6 +498,9 @@ class Delivery:
                     cycle=(f"the delivery of {self.name!r} waits for its handlers", "one of them waits for it"),
                 )
             cause = cause.outer
+
+    def _is_over(self) -> bool:
+        return not self.route
 
     def _add_bell(self, bell: Bell) -> None:
         with self.bus.mutex:
@@ -471,6 +548,11 @@ class Delivery:
             return self._beside == -1
 
     @property
+    def at_work(self) -> int:
+        """How many of its handlers are, while it is handled; those that go one after another count as one."""
+        return 1 + getattr(self, "_beside", 0)
+
+    @property
     def has_beside(self) -> bool:
         """Whether a handler was started beside the others."""
         return hasattr(self, "_beside")
@@ -485,7 +567,7 @@ def cause_here() -> Optional[Cause]:
 class Away:
     """A handler that runs on a loop; it reports back exactly once, even if the loop is closed beneath it (E8)."""
 
-    __slots__ = ("_argument", "_delivery", "_place", "_reported", "_then", "loop", "subscription", "task")
+    __slots__ = ("_argument", "_delivery", "_place", "_reported", "_then", "loan", "loop", "subscription", "task")
 
     def __init__(
         self,
@@ -499,6 +581,7 @@ class Away:
         self.subscription = subscription
         self.loop = loop
         self.task: Optional[Task[Any]] = None
+        self.loan: Optional[Loan] = None  # while it waits for others (E16)
         self._delivery = delivery
         self._place = place
         self._argument = argument  # what the handler takes, or a coroutine that it has given already
@@ -555,7 +638,10 @@ class Away:
             bus = self._delivery.bus
             bus.away.discard(self)
             bus.record(self._delivery, self.subscription, self._place, result, error)
-            self._then()
+            if self.loan is not None and self.lane is not None:
+                self.lane.reclaim(self.loan)
+            else:
+                self._then()
 
     def skip(self) -> None:
         """It was cancelled before it began."""

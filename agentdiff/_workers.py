@@ -87,6 +87,10 @@ class Workers:
         except RuntimeError:
             pass  # rung twice: by somebody who took his time, see `_unpark`
 
+    def _call_another(self) -> None:
+        with suppress(IndexError, RuntimeError):
+            self._parked.popleft().release()
+
     def _start(self) -> None:
         thread = threading.Thread(target=self._work, name=f"{self._name}-worker-{next(self._numbers)}", daemon=True)
         with self._mutex:
@@ -106,6 +110,8 @@ class Workers:
         while True:
             self.run_jobs(while_wanted=True)
             if len(self._threads) > self.limit and self._retire(surplus=True):
+                if self._jobs:  # for which it may have been called
+                    self._call_another()
                 return
             self._parked.append(bell)
             if self._jobs:
@@ -292,8 +298,12 @@ class Drainable(Protocol):
     def drain(self, timeout: Optional[float]) -> bool:
         """Let the work go on for `timeout` seconds, lending a hand where no thread can; True when all is done."""
 
+    @property
+    def only_waits(self) -> bool:
+        """Whether none of the work can go on by itself."""
+
     def end_waits(self) -> None:
-        """Nobody else lives: what is left may be waiting for something that nobody will do."""
+        """Nobody else lives: what is left waits for something that nobody will do."""
 
     def abandon(self, why: str) -> None:
         """Say what will not be done."""
@@ -304,6 +314,7 @@ _to_stop: weakref.WeakSet[Any] = weakref.WeakSet()
 _drain_mutex = threading.Lock()
 _hooked = threading.Lock()
 _POLL = 0.05
+_draining = False
 
 
 def drain_at_exit(what: Drainable) -> None:
@@ -383,12 +394,16 @@ def _drain_the_rest() -> None:
 
 
 def _drain(is_done: Callable[[float], bool]) -> None:
+    global _draining
     started = time.monotonic()
+    _draining = True
     try:
         while not is_done(started):
             pass
     except KeyboardInterrupt:
         _die_of_interrupt()
+    finally:
+        _draining = False
     for what in _members():
         if not what.drain(0):
             what.abandon(f"exit_timeout of {what.exit_timeout:g} s is over")
@@ -399,10 +414,17 @@ def _drain_all(started: float) -> bool:
     members = [what for what in _members() if not _is_late(what, started)]
     before = [what.accepted for what in members]
     done = [what.drain(_POLL) for what in members]
-    if not all(done) and not any(map(_may_emit, threading.enumerate())):
+    if not all(done):
+        look_whether_all_wait()
+    return all(done) and before == [what.accepted for what in members]
+
+
+def look_whether_all_wait() -> None:
+    """Called now and then at the exit: if nobody is left but those who wait for others, that has an end (E6)."""
+    members = _members()
+    if _draining and all(what.only_waits for what in members) and not any(map(_may_emit, threading.enumerate())):
         for what in members:
             what.end_waits()
-    return all(done) and before == [what.accepted for what in members]
 
 
 def _is_late(what: Any, started: float) -> bool:

@@ -14,18 +14,18 @@ import threading
 import traceback
 from asyncio import AbstractEventLoop, Task
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import Context
 from itertools import count, repeat
 from types import CoroutineType, TracebackType
 from typing import Any, Callable, Optional, Union
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ._clock import Clock, check_timeout
-from ._lanes import AWAY, EMPTY, ENOUGH, Away, Cause, Delivery, Handler, Lane, Subscription, cause_here, name_of
-from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, current_task_of, lent_worker, running_loop
-from ._waitqueue import Bell, TaskBell, ThreadBell
+from ._clock import Clock
+from ._lanes import AWAY, EMPTY, ENOUGH, Away, Cause, Delivery, Handler, Lane, Loan, Subscription, cause_here, name_of
+from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, running_loop
+from ._waitqueue import Bell, TaskBell
 from ._workers import OwnLoop, Tally, Workers, drain_at_exit
 from .errors import (
     CascadeError,
@@ -38,116 +38,16 @@ from .errors import (
 )
 from .events import CAUSE, Event, Run, as_regex, check_name, is_pattern
 from .joins import AllOf, Join, Joins
+from .waiting import Expected, Waits
 
 logger = logging.getLogger("agentdiff")
 
 Emit = Callable[..., Delivery]
 
 _ROUTES_KEPT = 4096
-_HELP_EVERY = 0.02
 _NAMES_SHOWN = 12
 _TURNS_BEFORE_OTHERS = 64
 _NOTHING = ((1, None, None),)  # what most deliveries hold in the end
-
-
-class Expected:
-    """What `coord.expect(name)` gives: the next event of this name, from the moment on when the block began (E15).
-
-    >>> from agentdiff import Coordinator
-    >>> with Coordinator() as coord:
-    ...     with coord.expect("answer") as expected:
-    ...         _ = coord.emit("answer", 42)
-    ...         expected.wait(timeout=5).data
-    42
-    """
-
-    __slots__ = ("_bells", "_bus", "_event", "error", "matches", "name")
-
-    def __init__(self, bus: Bus, name: str) -> None:
-        self.name = name
-        self.error: Optional[BaseException] = None
-        self._bus = bus
-        self._bells: list[Bell] = []
-        self._event: Optional[Event] = None
-        self.matches = re.compile(as_regex(check_name(name)), re.DOTALL).fullmatch
-
-    def __repr__(self) -> str:
-        return f"<Expected {self.name!r} {'has come' if self._event is not None else 'not yet'}>"
-
-    @property
-    def event(self) -> Optional[Event]:
-        """The event, once it has been emitted."""
-        return self._event
-
-    def wait(self, timeout: Optional[float] = None) -> Event:
-        """Block this thread until the event is emitted. In a handler, others go on meanwhile (E16).
-
-        Args:
-            timeout: seconds; None waits.
-
-        Raises:
-            CoordinationTimeoutError: it did not come in time.
-            DeadlockError: nobody is left who could emit it: the process is ending (E6).
-        """
-        timeout = check_timeout(timeout)
-        self._bus.sleep(self._add, self._drop, self._is_over, timeout, lane_too=True)
-        return self._outcome(timeout)
-
-    async def wait_async(self, timeout: Optional[float] = None) -> Event:
-        """The same on a loop, which goes on meanwhile."""
-        timeout = check_timeout(timeout)
-        bell = TaskBell()
-        self._add(bell)
-        try:
-            if not self._is_over() and timeout != 0:
-                await self._bus.sleep_async(bell, timeout, lane_too=True)
-        finally:
-            self._drop(bell)
-        return self._outcome(timeout)
-
-    def _outcome(self, timeout: Optional[float]) -> Event:
-        if self._event is not None:
-            return self._event
-        if self.error is not None:
-            raise self.error
-        raise CoordinationTimeoutError(
-            f"no event {self.name!r} was emitted within {timeout:g} s", name=self.name, timeout=timeout
-        )
-
-    def _is_over(self) -> bool:
-        return self._event is not None or self.error is not None
-
-    def _add(self, bell: Bell) -> None:
-        with self._bus.mutex:
-            self._bells.append(bell)
-
-    def _drop(self, bell: Bell) -> None:
-        with self._bus.mutex:
-            if bell in self._bells:
-                self._bells.remove(bell)
-
-    def offer(self, delivery: Delivery) -> bool:
-        """An event has been emitted: is it the one?"""
-        if self._event is None and self.matches(delivery.name):
-            self._event = delivery.event
-            return True
-        return False
-
-    def end(self, error: Optional[BaseException] = None) -> None:
-        """Wake whoever waits."""
-        if error is not None and self._event is None:
-            self.error = error
-        for bell in list(self._bells):
-            bell.ring()
-
-    def __enter__(self) -> Expected:
-        self._bus.expect(self)
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self._bus.expect_no_more(self)
 
 
 class Bus:
@@ -189,7 +89,7 @@ class Bus:
         self._order = count()
         self._runs: WeakValueDictionary[str, Lane] = WeakValueDictionary()
         self.live: set[Delivery] = set()  # queued, or being handled
-        self.waiting: set[Optional[Delivery]] = set()  # those of them whose handlers wait for other events
+        self.waits = Waits(clock, workers)
         self.open_blocks: dict[str, int] = {}  # how many `run` blocks are open, by run
         self.end_of_run: Callable[[str], None] = _ignore  # told whenever something of a run has ended
         self.keep: Optional[Callable[[Delivery], None]] = None  # takes every event, for a store
@@ -202,7 +102,7 @@ class Bus:
         self.numbers = Tally()
         self._unheard = count(-1, -1)
         self.live.clear()
-        self.waiting.clear()
+        self.waits.forget()
         self._joiners: list[Bell] = []
         self._outside = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
@@ -245,8 +145,12 @@ class Bus:
         self.joins.begin()
         self.workers.forget()
         self.loop.forget()
-        for lane in list(self._runs.values()):  # this thread may be in such a run
-            lane.begin()
+        here: Optional[Lane] = LOCAL.lane  # this thread may be in a handler, or in a run
+        for lane in list(self._runs.values()):
+            if lane is not here:
+                lane.begin()
+        if here is not None:
+            here.forget()
         LOCAL.lane = LOCAL.workers = None
         self._begin()
 
@@ -449,10 +353,13 @@ class Bus:
 
     def skips(self, delivery: Delivery) -> bool:
         """Whether a delivery that comes from its lane is not to be handled."""
+        if hasattr(delivery, "outcomes"):
+            return True  # it has begun already
         if self.abandoned:
-            self.live.discard(delivery)
-            return True
-        return hasattr(delivery, "outcomes")  # it has begun already
+            error = ClosedError(f"event {delivery.name!r} was abandoned: its coordinator has quit")
+            delivery.outcomes = ((0, None, error),)
+            self._finish(delivery)
+        return self.abandoned
 
     def own_cause(self, cause: Any) -> Optional[Cause]:
         """The nearest cause of this bus: coordinators share nothing, though they may share a context."""
@@ -769,95 +676,27 @@ class Bus:
             if bell in self._joiners:
                 self._joiners.remove(bell)
 
-    def sleep(
-        self,
-        add: Callable[[Bell], None],
-        drop: Callable[[Bell], None],
-        done: Callable[[], bool],
-        timeout: Optional[float],
-        lane_too: bool = False,
-    ) -> bool:
-        """Block this thread until `done()`, or for `timeout` seconds; tell which. `add` and `drop` say whom to ring.
-
-        A worker is lent meanwhile to others, and with `lane_too` the lane of the handler that waits here (E16).
-        """
-        deadline = None if timeout is None else self.clock.monotonic() + timeout
-        while not done():
-            left = None if deadline is None else deadline - self.clock.monotonic()
-            if left is not None and left <= 0:
-                return False
-            bell = ThreadBell()
-            add(bell)
-            try:
-                with self._lent(lane_too):
-                    if self.workers.short_of_threads:  # at the exit of the process: nobody else may be there to do it
-                        self.workers.run_jobs()
-                        left = _HELP_EVERY if left is None else min(left, _HELP_EVERY)
-                    if not done():
-                        bell.sleep(self.clock, left)
-            finally:
-                drop(bell)
-        return True
-
-    @contextmanager
-    def _lent(self, lane_too: bool) -> Iterator[None]:
-        """While this thread sleeps, others do its work."""
-        lane = LOCAL.lane if lane_too and running_loop() is None else None
-        waits = self._note_wait(lane_too)
-        try:
-            with lent_worker():
-                if lane is None:
-                    yield
-                    return
-                parked = lane.lend()
-                try:
-                    yield
-                finally:
-                    lane.take_back(parked)
-        finally:
-            self.waiting.discard(waits)
-
-    def _note_wait(self, lane_too: bool) -> Optional[Delivery]:
-        """The delivery whose handler is about to wait here."""
-        found: Any = CAUSE.get() if lane_too else None
-        delivery: Optional[Delivery] = found if found.__class__ is Delivery and found.bus is self else None
-        if delivery is not None:
-            self.waiting.add(delivery)
-        return delivery
+    @property
+    def only_waits(self) -> bool:
+        """Whether all that is pending are handlers that wait for others."""
+        return self.abandoned or not (self.workers.backlog or self.waits.is_work_left(self.live))
 
     def end_waits(self) -> None:
-        """The process is ending: if only handlers that wait are left, nobody will emit what they wait for (E6)."""
+        """The process is ending, and nobody is left who could emit what is waited for (E6)."""
+        self._end_expected(
+            lambda name: DeadlockError(
+                f"the process is ending, and nobody is left who could emit {name!r}: "
+                "only handlers that wait for events remain",
+                name=name,
+                cycle=(f"the end of the process waits for a handler, which waits for {name!r}",),
+            )
+        )
+
+    def _end_expected(self, why: Callable[[str], BaseException]) -> None:
         with self.mutex:
-            if not self.live or self.workers.backlog or not self.live <= self.waiting:
-                return
             found, self._expected = self._expected, []
         for expected in found:
-            expected.end(
-                DeadlockError(
-                    f"the process is ending, and nobody is left who could emit {expected.name!r}: "
-                    "only handlers that wait for events remain",
-                    name=expected.name,
-                    cycle=(f"the end of the process waits for a handler, which waits for {expected.name!r}",),
-                )
-            )
-
-    async def sleep_async(self, bell: TaskBell, timeout: Optional[float], lane_too: bool = False) -> None:
-        """Let this task sleep until the bell is rung; its lane goes on meanwhile, if it is a handler's (E16)."""
-        me = current_task_of(running_loop())
-        away = next((away for away in list(self.away) if away.task is me), None) if lane_too else None
-        lane = away.lane if away is not None else None
-        waits = self._note_wait(lane_too)
-        try:
-            if lane is None:
-                await bell.sleep(self.clock, timeout)
-                return
-            parked = lane.lend()
-            try:
-                await bell.sleep(self.clock, timeout)
-            finally:
-                await lane.take_back_async(parked)
-        finally:
-            self.waiting.discard(waits)
+            expected.end(why(expected.name))
 
     def refuse_in_handler(self, what: str) -> None:
         """A handler can't wait for all handlers (E16)."""
@@ -875,7 +714,7 @@ class Bus:
     def join(self, timeout: Optional[float] = None, run_id: Optional[str] = None) -> None:
         """Wait until all is delivered, or all of a run, cascades too (E7)."""
         self.refuse_in_handler("join()")
-        if not self.sleep(self._add_joiner, self._drop_joiner, lambda: not self.is_pending(run_id), timeout):
+        if not self.waits.sleep(self._add_joiner, self._drop_joiner, lambda: not self.is_pending(run_id), timeout):
             assert timeout is not None
             raise self._join_timeout(timeout)
 
@@ -906,7 +745,7 @@ class Bus:
         if not self.workers.threads:
             self.workers.run_jobs()
         self._watch_loops()
-        return self.sleep(self._add_joiner, self._drop_joiner, lambda: not self.pending, timeout)
+        return self.waits.sleep(self._add_joiner, self._drop_joiner, lambda: not self.pending, timeout)
 
     def abandon(self, why: str) -> None:
         """Say what will not be delivered."""
@@ -940,6 +779,7 @@ class Bus:
             self.closed = True
             self._routes.clear()
             self.version += 1
+        self._end_expected(lambda name: ClosedError(f"this coordinator has been closed: no event {name!r} will come"))
 
     def stop(self) -> None:
         """End the threads, after `close`, when all is delivered."""
@@ -1061,14 +901,14 @@ def _make_emit(  # noqa: PLR0915  (flat on purpose)
     return emit, emit_in
 
 
-def _make_deliver(bus: Bus) -> Callable[[deque[Delivery], deque[Bell], Context], int]:
+def _make_deliver(bus: Bus) -> Callable[[deque[Delivery], deque[Loan], Context], int]:
     """The other half of the hot path: also a closure, and flat, for most handlers of most events."""
     cause = CAUSE.set
     handle = bus.handle
     forget = bus.live.discard
     bells = bus.bells
 
-    def deliver(queue: deque[Delivery], returning: deque[Bell], context: Context) -> int:  # noqa: PLR0912
+    def deliver(queue: deque[Delivery], returning: deque[Loan], context: Context) -> int:  # noqa: PLR0912
         """Deliver what a lane holds, one after another, in a context made for that; tell why it has paused.
 
         Each handler finds a context that says why it is called, and nothing else (E12): so as soon as one has left

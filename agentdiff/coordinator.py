@@ -20,7 +20,7 @@ from ._places import PLAIN, How, Slot
 from ._table import LockTable
 from ._workers import OwnLoop, Workers, forget_after_fork
 from .agents import LockSpec
-from .bus import Bus, Expected, RunBlock
+from .bus import Bus, RunBlock
 from .deadlock import LimitInfo, LockInfo, age, at, explain_locks
 from .dependencies import AgentInfo, Dependencies, explain_agents
 from .errors import ClosedError, CoordinationTimeoutError, NotHeldError, check_amount
@@ -30,6 +30,7 @@ from .joins import AllOf, AnyOf, JoinInfo, Names
 from .limits import Limit
 from .locks import Lock, LockGroup, check_name
 from .state import State, StateTable
+from .waiting import Expected
 
 if TYPE_CHECKING:
     from .stores import Store

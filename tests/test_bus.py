@@ -1024,16 +1024,16 @@ def test_E7_join_ends_when_its_time_is_over(coord, gate, timeout):
 def test_E7_join_is_not_late_because_somebody_emits_again(coord, gate):
     """All was delivered, in good time; that another event comes right after is no timeout."""
     coord.on("a", gate)
-    sleep = coord._bus.sleep
+    sleep = coord._bus.waits.sleep
 
     def sleep_and_emit(*args):
         outcome = sleep(*args)
         coord.emit("a")
         return outcome
 
-    coord._bus.sleep = sleep_and_emit
+    coord._bus.waits.sleep = sleep_and_emit
     coord.join(20)
-    coord._bus.sleep = sleep
+    coord._bus.waits.sleep = sleep
     gate.go.set()
 
 

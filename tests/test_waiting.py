@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
-from support import eventually, join_all, start_all
+from support import eventually, join_all, run_script, start_all
 
 from agentdiff import (
     CascadeError,
+    ClosedError,
     CoordinationTimeoutError,
     Coordinator,
     DeadlockError,
     QueueFullError,
+    _workers,
 )
+from agentdiff._owner import LOCAL
 
 
 def settled(coord):
     """Nothing of what waits leave behind is left."""
     bus = coord._bus
-    return not (bus._expected or bus.bells or bus.waiting or bus.live or bus._joiners)
+    return not (bus._expected or bus.bells or len(bus.waits) or bus.live or bus._joiners)
 
 
 # -- E11: cascades ---------------------------------------------------------------------------------------------
@@ -545,3 +549,315 @@ def test_E16_another_coordinators_join_in_a_handler_is_allowed(coord):
         other.on("b", lambda data: data)
         coord.on("a", lambda data: (other.emit("b"), other.join(10)) and "joined")
         assert coord.emit("a").wait(10).results == ("joined",)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_E16_a_lane_that_is_lent_is_taken_back_by_one_alone(coord, kind):
+    """Another event is worked on when the wait ends: the waiting handler stands in line for its lane."""
+    order, began, go = [], threading.Event(), threading.Event()
+
+    def first(data):
+        coord.wait_for("wake", 20)
+        order.append("first")
+
+    async def first_async(data):
+        await coord.wait_for_async("wake", 20)
+        order.append("first")
+
+    def second(data):
+        began.set()
+        assert go.wait(20)
+        order.append("second")
+
+    coord.on("first", first if kind == "sync" else first_async)
+    coord.on("second", second)
+    coord.on("third", lambda data: order.append("third"))
+    with coord.run("r"):
+        coord.emit("first")
+        coord.emit("second")
+        coord.emit("third")
+    assert began.wait(10)
+    coord.emit("wake")
+    lane = coord._bus._runs["r"]
+    eventually(lambda: lane._returning)
+    go.set()
+    coord.join(10)
+    assert order == ["second", "first", "third"]
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_E16_a_handler_that_is_cancelled_while_it_takes_its_lane_back_jams_nothing(coord, times, caplog):
+    """However often: it ends as cancelled when it has the lane again, and the run goes on."""
+    began, go = threading.Event(), threading.Event()
+    seen = []
+
+    async def waits(data):
+        seen.append(asyncio.current_task())
+        await coord.wait_for_async("never")
+
+    def busy(data):
+        began.set()
+        assert go.wait(20)
+
+    coord.on("waits", waits)
+    coord.on("busy", busy)
+    coord.on("after", seen.append)
+    with coord.run("r"):
+        cancelled = coord.emit("waits")
+        coord.emit("busy")
+        coord.emit("after", "went on")
+    assert began.wait(10)
+    (task,) = seen
+    lane = coord._bus._runs["r"]
+    for _ in range(times):
+        task.get_loop().call_soon_threadsafe(task.cancel)
+        eventually(lambda: lane._returning)
+    cancelled_once_more = threading.Event()
+    task.get_loop().call_soon_threadsafe(cancelled_once_more.set)
+    assert cancelled_once_more.wait(10)
+    go.set()
+    coord.join(10)
+    assert seen[1:] == ["went on"]
+    assert isinstance(cancelled.errors[0], asyncio.CancelledError)
+    assert settled(coord)
+
+
+@pytest.mark.parametrize("moment", ["waits", "wants back", "was given it"])
+def test_E16_a_loop_that_closes_beneath_a_handler_that_has_lent_its_lane_jams_nothing(coord, moment, caplog):
+    """An error on its delivery; its event's later handlers, and the run, go on, never two at once (E8)."""
+    began, go = threading.Event(), threading.Event()
+    inside, seen = [], []
+    loop = asyncio.new_event_loop()
+
+    async def waits(data):
+        await coord.wait_for_async("wake")
+
+    def busy(data):
+        inside.append("busy")
+        began.set()
+        assert go.wait(20)
+        inside.remove("busy")
+
+    def note(data):
+        seen.append((data, list(inside)))
+
+    coord.on("waits", waits, loop=loop)
+    coord.on("waits", note)
+    coord.on("busy", busy)
+    coord.on("after", note)
+
+    def turn_until(condition):
+        async def main():
+            while not condition():
+                await asyncio.sleep(0.001)
+
+        loop.run_until_complete(main())
+
+    with coord.run("r"):
+        lost = coord.emit("waits", "second handler")
+        turn_until(lambda: coord._bus._expected)
+        if moment == "waits":
+            coord.emit("busy")
+            assert began.wait(10)
+        elif moment == "wants back":
+            coord.emit("busy")
+            assert began.wait(10)
+            coord.emit("wake")
+            turn_until(lambda: coord._bus._runs["r"]._returning)
+        else:
+            coord.emit("busy")
+            assert began.wait(10)
+            coord.emit("wake")
+            turn_until(lambda: coord._bus._runs["r"]._returning)
+            go.set()
+            eventually(lambda: next(iter(coord._bus.away)).loan.given)
+        coord.emit("after", "next event")
+    tasks = asyncio.all_tasks(loop)
+    loop.close()
+    coord._bus._watch_loops()
+    go.set()
+    coord.join(10)
+    assert [type(error).__name__ for error in lost.errors] == ["LoopClosedError"]
+    assert sorted(seen) == [("next event", []), ("second handler", [])]
+    assert not coord._bus.away
+    for task in tasks:
+        task._log_destroy_pending = False
+    del tasks, task
+    gc.collect()
+    assert coord.emit("after", "still").wait(10).done
+
+
+def test_E16_what_a_thread_does_while_its_handler_waits_is_not_that_handlers(coord):
+    """A concurrent handler that it runs meanwhile, where no thread can start, lends no lane of another (E6)."""
+    order = []
+    workers = coord._bus.workers
+    workers.short_of_threads = True
+
+    def outer(data):
+        coord.emit("inner").wait(20)
+        order.append("outer")
+
+    def inner(data):
+        assert LOCAL.lane is None
+        with coord.expect("told") as expected:
+            coord.emit("tell")
+            expected.wait(20)
+        order.append("inner")
+
+    coord.on("outer", outer)
+    coord.on("inner", inner, concurrent=True)
+    coord.on("tell", lambda data: coord.emit("told"))
+    workers.limit = 1
+    coord.emit("outer")
+    coord.join(20)
+    workers.limit = 16
+    assert order == ["inner", "outer"]
+
+
+def test_E16_a_worker_that_leaves_calls_another_for_the_job_it_was_called_for(monkeypatch):
+    """There were more than allowed since a handler came back from its wait, and the one that was rung is surplus."""
+    workers = _workers.Workers("test", 2)
+    monkeypatch.setattr(_workers, "PARK_FOR", 30)
+    meet, go, done = threading.Barrier(3), threading.Event(), threading.Event()
+    for _ in range(2):
+        workers.submit(lambda: meet.wait(10))
+    meet.wait(10)
+    eventually(lambda: len(workers._parked) == 2)
+    workers.limit = 3
+    began = threading.Event()
+    with workers._mutex:  # a third, that will be busy for long
+        parked, workers._parked = workers._parked, type(workers._parked)()
+    workers.submit(lambda: (began.set(), go.wait(20)))
+    assert began.wait(10)
+    workers._parked.extend(parked)
+    workers.limit = 2
+    workers.submit(done.set)
+    assert done.wait(10)
+    go.set()
+    workers.stop()
+
+
+# -- E7: the end of those who wait -------------------------------------------------------------------------------
+
+
+@WAITS
+@pytest.mark.parametrize("end", ["close", "quit"])
+def test_E7_a_close_ends_the_waits_for_events(wait, end):
+    """None will come any more: they say so."""
+    coord = Coordinator(name="test")
+    errors = []
+
+    def target():
+        with pytest.raises(ClosedError, match="no event 'a' will come") as caught:
+            wait(coord, "a", 20)
+        errors.append(caught.value)
+
+    threads = start_all(target)
+    eventually(lambda: coord._bus._expected and coord._bus._expected[0]._bells)
+    getattr(coord, end)()
+    join_all(threads)
+    assert errors
+    assert settled(coord)
+
+
+def test_E7_who_waits_for_an_abandoned_event_is_told():
+    """`quit` delivers nothing of what is queued: those deliveries end, with an error."""
+    coord = Coordinator(name="test")
+    began, go = threading.Event(), threading.Event()
+    seen = []
+
+    def block(data):
+        began.set()
+        assert go.wait(20)
+
+    coord.on("a", block)
+    coord.on("b", seen.append)
+    with coord.run("r"):
+        first, second = coord.emit("a"), coord.emit("b")
+    assert began.wait(10)
+    waiter = start_all(lambda: second.wait(20))
+    coord.quit()
+    go.set()
+    join_all(waiter)
+    first.wait(10)
+    assert [type(error) for error in second.errors] == [ClosedError]
+    assert seen == []
+
+
+def test_E15_expected_outside_of_its_block_cannot_be_waited_for(coord):
+    """It would wait for ever: nobody tells it of events."""
+    expected = coord.expect("a")
+    with pytest.raises(RuntimeError, match="of `with coord"):
+        expected.wait(0)
+    with pytest.raises(RuntimeError, match="of `with coord"):
+        asyncio.run(expected.wait_async(0))
+
+
+# -- E6: at the exit ---------------------------------------------------------------------------------------------
+
+STUCK = """
+    import asyncio, sys, threading
+    from agentdiff import *
+    coord = Coordinator()
+    other = Coordinator()
+
+    def sync(data):
+        try:
+            coord.wait_for("never")
+        except DeadlockError as error:
+            print("ended:", error)
+
+    async def on_loop(data):
+        try:
+            await coord.wait_for_async("never")
+        except DeadlockError as error:
+            print("ended:", error)
+
+    def works(data):
+        threading.Event().wait(0.4)
+        coord.emit("never", "it came")
+
+    def told(data):
+        print(coord.wait_for("never").data)
+
+    def asks(data):
+        coord.emit("sync").wait()
+        print("asked")
+
+    coord.on("sync", sync)
+    coord.on("on_loop", on_loop)
+    coord.on("asks", asks)
+    coord.on("beside", told, concurrent=True)
+    coord.on("beside", works)
+    coord.on("elsewhere", told)
+    other.on("elsewhere", works)
+    other.on("waits elsewhere", told)
+    name = sys.argv[1]
+    with coord.expect("never") as expected:
+        coord.emit(name)
+        other.emit(name)
+"""
+
+
+@pytest.mark.parametrize("name", ["sync", "on_loop", "asks"])
+def test_E6_waits_that_nobody_can_end_are_ended_at_the_exit(name):
+    """When only handlers that wait are left; the error names the event."""
+    done = run_script(STUCK, name)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = "ended: the process is ending, and nobody is left who could emit 'never'"
+    assert done.stdout.startswith(said)
+    assert ("asked" in done.stdout) is (name == "asks")
+
+
+@pytest.mark.parametrize("name", ["beside", "elsewhere"])
+def test_E6_a_wait_that_somebody_can_still_end_goes_on_at_the_exit(name):
+    """Another handler of the same event, or another coordinator's, works half a second and then emits."""
+    done = run_script(STUCK, name)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "it came\n")
+
+
+def test_E6_a_handler_of_one_coordinator_that_waits_for_anothers_event_is_ended_too():
+    """Neither has anything else to do."""
+    done = run_script(STUCK, "waits elsewhere")
+    assert done.returncode == 0
+    assert "DeadlockError: the process is ending" in done.stderr
