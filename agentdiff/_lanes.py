@@ -125,19 +125,19 @@ class Subscription:
         concurrent: bool,
         once: bool,
     ) -> None:
-        self.name = names[0] if len(names) == 1 else " | ".join(names)
-        self.names = names
-        self.plain = not is_async and not concurrent
-        self.simple = self.plain and not once and not pass_event
-        self.handler = handler
-        self.pass_event = pass_event
-        self.concurrent = concurrent
-        self.once = once
-        self.order = order
-        self.loop = loop
-        self.is_async = is_async
+        self.name: str = names[0] if len(names) == 1 else " | ".join(names)
+        self.names: Sequence[str] = names
+        self.plain: bool = not is_async and not concurrent
+        self.simple: bool = self.plain and not once and not pass_event
+        self.handler: Handler = handler
+        self.pass_event: bool = pass_event
+        self.concurrent: bool = concurrent
+        self.once: bool = once
+        self.order: int = order
+        self.loop: Optional[AbstractEventLoop] = loop
+        self.is_async: bool = is_async
         self._bus = bus
-        self.active = True  # until it is cancelled
+        self.active: bool = True  # until it is cancelled
         self._claim = threading.Lock() if once else None
 
     def __repr__(self) -> str:
@@ -184,12 +184,12 @@ class Cause:
     def __init__(
         self, bus: Any, outer: Optional[Cause], lane: Optional[Lane], number: Optional[int], name: str, handled: bool
     ) -> None:
-        self.bus = bus
-        self.outer = outer
-        self.lane = lane
-        self.number = number
-        self.name = name
-        self.handled = handled
+        self.bus: Any = bus
+        self.outer: Optional[Cause] = outer
+        self.lane: Optional[Lane] = lane
+        self.number: Optional[int] = number
+        self.name: str = name
+        self.handled: bool = handled
         self.depth: int = (0 if outer is None else outer.depth) + handled
 
 
@@ -199,15 +199,15 @@ class Lane:
     __slots__ = ("__weakref__", "_bus", "_returning", "parked", "queue", "run_id", "scheduled", "turn")
 
     def __init__(self, bus: Deliverer, run_id: Optional[str]) -> None:
-        self.run_id = run_id
+        self.run_id: Optional[str] = run_id
         self._bus = bus
         self.begin()
 
     def begin(self) -> None:
         """Nothing is queued, nobody is at work."""
         self.queue: deque[Delivery] = deque()
-        self.turn = threading.Lock()
-        self.scheduled = False  # a worker is at work here, or on its way
+        self.turn: Any = threading.Lock()
+        self.scheduled: bool = False  # a worker is at work here, or on its way
         self.parked: Optional[tuple[Delivery, int]] = None  # waits for an async handler; the turn's holder's own
         self._returning: deque[Loan] = deque()  # of handlers that had lent the lane, and want it back
 

@@ -151,7 +151,7 @@ class Book:
     __slots__ = ("blocked", "elsewhere", "entries", "now", "slots", "waiting", "woken")
 
     def __init__(self, now: Callable[[], float], storage: Callable[[], dict[str, Any]]) -> None:
-        self.now = now
+        self.now: Callable[[], float] = now
         self.slots: dict[str, Slot] = storage()
         self.entries: dict[str, Entry] = storage()
         self.waiting: dict[Owner, Place] = {}
@@ -245,9 +245,9 @@ class LockEntry:
     __slots__ = ("book", "chain", "evicted", "hopeful", "line", "name", "root", "slots")
 
     def __init__(self, name: str, book: Book) -> None:
-        self.name = name
-        self.book = book
-        self.slots = book.slots
+        self.name: str = name
+        self.book: Book = book
+        self.slots: dict[str, Slot] = book.slots
         self.line: WaitQueue[Slot] = WaitQueue()
         self.hopeful: dict[Place, None] = {}  # those in line who may borrow
         self.chain: list[Slot] = []  # borrowers inside, each borrowing from the one before, the first from the root

@@ -35,7 +35,7 @@ from ._owner import (
     running_loop,
 )
 from ._places import BY_HAND, Book, Entry, How, LockEntry, Place, Slot, live, released_inside, the_only_one
-from ._quick import make_ways
+from ._quick import Ways, make_ways
 from ._waitqueue import TaskBell, ThreadBell, Waiter
 from .deadlock import (
     HolderInfo,
@@ -84,10 +84,11 @@ class LockTable:
     ) -> None:
         self.timeout = timeout
         self.slow_after = slow_after
-        self.book = book = Book(clock.monotonic, storage)
-        self.slots = book.slots
-        self.entries = book.entries
-        self.ways = make_ways(self)
+        book = Book(clock.monotonic, storage)
+        self.book: Book = book
+        self.slots: dict[str, Slot] = book.slots
+        self.entries: dict[str, Entry] = book.entries
+        self.ways: Callable[[str, How], Ways] = make_ways(self)
         self._clock = clock
         self._now = clock.monotonic
         self._inherited: list[str] = []  # after a fork: blocks that are open here, of holds that the parent has

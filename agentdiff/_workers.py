@@ -42,7 +42,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.add: Callable[[], int] = count().__next__
-        self.reads = 0
+        self.reads: int = 0
 
     def read(self) -> int:
         """How often `add` has been called."""
@@ -54,7 +54,7 @@ class Workers:
     """At most `limit` daemon threads that run jobs in the order of their submission."""
 
     def __init__(self, name: str, limit: int) -> None:
-        self.limit = limit
+        self.limit: int = limit
         self.watch: Callable[[], bool] = lambda: False  # asked by an idle worker: is there a reason to stay?
         self._name = name
         self._jobs: deque[Job] = deque()
@@ -64,7 +64,7 @@ class Workers:
         self._ending: list[threading.Thread] = []  # no workers any more, but not yet gone
         self._numbers = count(1)
         self._stopping = False
-        self.short_of_threads = False  # no thread could be started when one was wanted
+        self.short_of_threads: bool = False  # no thread could be started when one was wanted
 
     @property
     def threads(self) -> int:

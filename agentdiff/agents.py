@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, Callable, Optional, TypeVar, Union, cast
 
-from ._clock import check_timeout
+from ._clock import Clock, check_timeout
 from ._lanes import Cause, Lane, cause_here
 from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_owner, running_loop
 from ._places import How, Slot
@@ -30,7 +30,7 @@ from .events import CAUSE
 from .limits import retry_after
 from .locks import check_name as check_lock_name
 
-logger = logging.getLogger("agentdiff")
+logger: logging.Logger = logging.getLogger("agentdiff")
 
 F = TypeVar("F", bound=Callable[..., Any])
 LockNames = Callable[[tuple[Any, ...], dict[str, Any]], Sequence[str]]
@@ -77,23 +77,23 @@ class Agent:
         control_flow: tuple[type[BaseException], ...],
         collect: Optional[Callable[[list[Any]], Any]],
     ) -> None:
-        self.name = name
-        self.tokens_of = tokens
-        self.dependencies = dependencies
-        self.after = after
-        self.throttle_on = throttle_on
-        self.timeout_given = timeout
-        self.control_flow = control_flow
-        self.collect = collect
-        self.table = table
-        self.bus = bus
-        self.clock = bus.clock
+        self.name: str = name
+        self.tokens_of: Union[float, Callable[..., float]] = tokens
+        self.dependencies: Dependencies = dependencies
+        self.after: tuple[str, ...] = after
+        self.throttle_on: tuple[type[BaseException], ...] = throttle_on
+        self.timeout_given: Any = timeout
+        self.control_flow: tuple[type[BaseException], ...] = control_flow
+        self.collect: Optional[Callable[[list[Any]], Any]] = collect
+        self.table: LockTable = table
+        self.bus: Bus = bus
+        self.clock: Clock = bus.clock
         self.names_of: Optional[LockNames] = None
-        self.unheard_at = -1  # the version of the bus at which nobody listened to any of the four
-        self.started = f"{name}_started"
-        self.complete = f"{name}_complete"
-        self.failed = f"{name}_failed"
-        self.cancelled = f"{name}_cancelled"
+        self.unheard_at: int = -1  # the version of the bus at which nobody listened to any of the four
+        self.started: str = f"{name}_started"
+        self.complete: str = f"{name}_complete"
+        self.failed: str = f"{name}_failed"
+        self.cancelled: str = f"{name}_cancelled"
 
     @property
     def timeout(self) -> Optional[float]:

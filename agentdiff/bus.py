@@ -40,7 +40,7 @@ from .events import CAUSE, Event, Run, as_regex, check_name, is_pattern
 from .joins import AllOf, Join, Joins
 from .waiting import Expected, Waits
 
-logger = logging.getLogger("agentdiff")
+logger: logging.Logger = logging.getLogger("agentdiff")
 
 Emit = Callable[..., Delivery]
 
@@ -65,20 +65,20 @@ class Bus:
         exit_timeout: Optional[float],
     ) -> None:
         self.clock = clock
-        self.max_pending = max_pending
+        self.max_pending: int = max_pending
         self.max_depth = max_depth
         self.exit_timeout = exit_timeout
         self.workers = workers
         self.workers.watch = self._watch_loops
         self.loop = loop
-        self.joins = Joins(clock, self.workers, self, max_joins)
-        self.mutex = threading.RLock()  # for what is rare; re-entrant, since a collected generator emits (A1)
-        self.version = 0  # raised whenever somebody may have begun or ceased to listen
-        self.closed = False
-        self.abandoned = False  # what is queued will not be delivered
-        self.unusual = False  # a delivery is looked at before it is handled: it may be abandoned, or queued twice
-        self.failed = 0  # handlers that raised
-        self.refused = 0  # lifecycle events that could not be queued
+        self.joins: Joins = Joins(clock, self.workers, self, max_joins)
+        self.mutex: Any = threading.RLock()  # for what is rare; re-entrant, since a collected generator emits (A1)
+        self.version: int = 0  # raised whenever somebody may have begun or ceased to listen
+        self.closed: bool = False
+        self.abandoned: bool = False  # what is queued will not be delivered
+        self.unusual: bool = False  # a delivery is looked at before it is handled: it may be abandoned, or queued twice
+        self.failed: int = 0  # handlers that raised
+        self.refused: int = 0  # lifecycle events that could not be queued
         self.away: set[Away] = set()
         self.bells: dict[Delivery, list[Bell]] = {}  # of those who wait for a delivery
         self._exact: dict[str, list[Subscription]] = {}
@@ -99,15 +99,17 @@ class Bus:
     def _begin(self) -> None:
         """Nothing has been emitted yet."""
         self._prefix = os.urandom(5).hex() + "-"
-        self.numbers = Tally()
+        self.numbers: Tally = Tally()
         self._unheard = count(-1, -1)
         self.live.clear()
         self.waits.forget()
         self._joiners: list[Bell] = []
         self._outside = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
+        self.emit: Emit
+        self.emit_in: Emit
         self._make_emit()
-        self.deliver = _make_deliver(self)
+        self.deliver: Callable[..., int] = _make_deliver(self)
 
     def _make_emit(self) -> None:
         self.emit, self.emit_in = _make_emit(self, self._routes, self._outside)

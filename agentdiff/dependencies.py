@@ -58,10 +58,10 @@ class Running:
     __slots__ = ("agent", "bell", "missing", "owner", "run", "since")
 
     def __init__(self, agent: str, run: Optional[str], owner: Owner, since: float) -> None:
-        self.agent = agent
-        self.run = run
-        self.owner = owner
-        self.since = since
+        self.agent: str = agent
+        self.run: Optional[str] = run
+        self.owner: Owner = owner
+        self.since: float = since
         self.missing: tuple[str, ...] = ()  # what it waits for
         self.bell: Optional[Bell] = None
 

@@ -22,7 +22,7 @@ from ._owner import LOCAL, lent_worker
 from ._workers import Workers
 from .events import Event, check_name, is_pattern
 
-logger = logging.getLogger("agentdiff")
+logger: logging.Logger = logging.getLogger("agentdiff")
 
 
 @attrs.frozen
@@ -201,7 +201,7 @@ class Joins:
 
     def __init__(self, clock: Clock, workers: Workers, teller: Teller, limit: int) -> None:
         self.limit = limit
-        self.dropped = 0
+        self.dropped: int = 0
         self._clock = clock
         self._workers = workers
         self._teller = teller

@@ -68,10 +68,10 @@ class Charge:
     __slots__ = ("at", "counts", "entry", "tokens")
 
     def __init__(self, entry: LimitEntry, tokens: float) -> None:
-        self.entry = entry
-        self.tokens = tokens
+        self.entry: LimitEntry = entry
+        self.tokens: float = tokens
         self.at: Optional[float] = None
-        self.counts = True  # until its window is over
+        self.counts: bool = True  # until its window is over
 
     def enter(self, now: float) -> None:
         """The block is entered now."""
@@ -87,11 +87,11 @@ class Account:
     __slots__ = ("entered", "limit", "open", "resume_at", "tokens")
 
     def __init__(self, limit: Limit) -> None:
-        self.limit = limit
+        self.limit: Limit = limit
         self.entered: deque[Charge] = deque()  # in the order of their times
-        self.open = 0  # charges that have not entered yet
+        self.open: int = 0  # charges that have not entered yet
         self.tokens: float = 0  # of all these
-        self.resume_at = 0.0  # nobody enters before (R4)
+        self.resume_at: float = 0.0  # nobody enters before (R4)
 
     @property
     def used(self) -> int:
@@ -199,12 +199,12 @@ class LimitEntry:
                  "line", "name")  # fmt: skip
 
     def __init__(self, name: str, book: Book, limit: Limit, before: LockEntry) -> None:
-        self.name = name
-        self.book = book
-        self.limit = limit
-        self.account = Account(limit)
+        self.name: str = name
+        self.book: Book = book
+        self.limit: Limit = limit
+        self.account: Account = Account(limit)
         self.line: WaitQueue[Slot] = before.line
-        self.hopeful = before.hopeful  # those in line who may come in without a place of their own
+        self.hopeful: dict[Place, None] = before.hopeful  # those in line who may come in without a place of their own
         self._armed: Optional[Place] = None  # who sleeps until its time
         self._chains: dict[Slot, list[Slot]] = {}  # the place of each slot inside: who has it, and who borrows it
         self._owners: dict[Owner, Slot] = {}

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any, Callable, Optional
 
 from ._clock import Clock
+from ._lanes import Subscription
 from ._owner import running_loop
 from ._workers import Job, OwnLoop, Workers
 from .coordinator import Coordinator
@@ -119,7 +120,7 @@ class EventRecorder:
         self._coord = coord
         self._timeout = timeout
         self._events: list[Event] = []
-        self.subscription = coord.on(name, self._events.append, pass_event=True)
+        self.subscription: Subscription = coord.on(name, self._events.append, pass_event=True)
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -189,9 +190,9 @@ class FakeClock(Clock):
     """
 
     def __init__(self) -> None:
-        self.now = 1000.0
-        self.monotonic = lambda: self.now
-        self.time = lambda: self.now + 1_000_000.0
+        self.now: float = 1000.0
+        self.monotonic: Callable[[], float] = lambda: self.now
+        self.time: Callable[[], float] = lambda: self.now + 1_000_000.0
         self._changed = threading.Condition()
         self._alarms: list[tuple[float, int, Callable[[], Any]]] = []
         self._count = 0

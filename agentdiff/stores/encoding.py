@@ -52,8 +52,8 @@ class Encoder:
     """
 
     def __init__(self, redact: Iterable[str] = (), max_payload: int = MAX_PAYLOAD) -> None:
-        self.redact = check_redact(redact)
-        self.max_payload = check_max_payload(max_payload)
+        self.redact: frozenset[str] = check_redact(redact)
+        self.max_payload: int = check_max_payload(max_payload)
 
     def __call__(self, data: Any, parameters: Iterable[tuple[str, ...]] = ()) -> str:
         """The text. Never raises.

@@ -89,7 +89,7 @@ class RedisStore(Store):
         number = own.get("db") if db is None else db
         if number is not None:
             self._options["db"] = _check_number("db", number, 0)
-        self.key = prefix + "events"
+        self.key: str = prefix + "events"
         self._begin()
         try:
             facts = self._make_client().connection_pool.make_connection()

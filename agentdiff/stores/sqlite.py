@@ -61,7 +61,7 @@ class SQLiteStore(Store):
             raise TypeError(f"path must be a string, not {path!r}")
         if not path or "\0" in path:
             raise ValueError(f"path must name a file, not {path!r}")
-        self.path = os.path.abspath(path)
+        self.path: str = os.path.abspath(path)
         self._connection: Optional[sqlite3.Connection] = None
         self._file: Optional[tuple[int, int]] = None
         self._mutex = threading.Lock()

@@ -18,7 +18,7 @@ from .._clock import Clock
 from .._waitqueue import Bell, TaskBell, ThreadBell
 from .base import Record, Store
 
-logger = logging.getLogger("agentdiff")
+logger: logging.Logger = logging.getLogger("agentdiff")
 
 FLUSH_EVERY = 0.1
 """Seconds that events gather before they are written."""
@@ -56,7 +56,7 @@ class Writer:
     ) -> None:
         self.store = store
         self.flush_timeout = flush_timeout
-        self.mark = -1
+        self.mark: int = -1
         self._record_of = record_of
         self._clock = clock
         self._name = name
@@ -78,8 +78,8 @@ class Writer:
         self._down: Optional[float] = None  # since when the store is away
         self._told = False  # of what has been lost lately
         self._lost = 0  # lately
-        self.stored = 0
-        self.dropped = 0
+        self.stored: int = 0
+        self.dropped: int = 0
         self.mark = -1
         self._buffer.clear()
 
