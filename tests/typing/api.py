@@ -30,6 +30,7 @@ from agentdiff import (
     lock,
     when,
 )
+from agentdiff.stores import open_store
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -214,3 +215,12 @@ def the_old_names() -> None:
     assert_type(handle({}), int)
     assert_type(agentdiff_coordination.emit("e", 1, "me"), str)
     agentdiff_coordination.configure_broker("inmemory")
+
+
+def stores(coord: Coordinator) -> None:
+    store = open_store("memory://")
+    with Coordinator(store=store, flush_timeout=None, redact=("password",), max_payload=1024) as other:
+        other.configure(store="memory://")
+        coord.flush(1)
+        assert_type(list(store.read(name="a*", since=1, limit=3)), list[Event])
+    assert_type(coord.snapshot().counts.events_dropped, int)
