@@ -51,7 +51,7 @@ _left_alone: list[Any] = []  # connections of a parent process
 
 
 class RedisStore(Store):
-    """Keeps events in a stream of a Redis server, 5.0 or newer; the oldest go when there are more than `maxlen`.
+    """Keeps events in a stream of a Redis server, 6.2 or newer; the oldest go when there are more than `maxlen`.
 
     Nothing is connected before something is written or read: a program may start before its server.
 
