@@ -13,7 +13,6 @@ So of any two who meet, at least one sees the other, and nobody waits for a hand
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Any, Callable, Optional
 
 from ._clock import Clock
+from ._log import about, logger
 from ._owner import (
     HOLDS,
     LOCAL,
@@ -53,8 +53,6 @@ from .deadlock import (
 )
 from .errors import CoordinationTimeoutError, DeadlockError, NotHeldError
 from .limits import Limit, LimitEntry, all_limits
-
-logger = logging.getLogger("agentdiff")
 
 LOOP_BLOCKED_AFTER = 0.1
 """A blocking wait on the thread of a running loop is worth a warning after so many seconds (L12)."""
@@ -713,6 +711,7 @@ class LockTable:
             name,
             what,
             explain_locks(self.snapshot(), self.limits(), name),
+            extra=about(agent=waiter.claim.agent),
         )
 
     def snapshot(self) -> tuple[LockInfo, ...]:

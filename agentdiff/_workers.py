@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import os
 import signal
 import sys
@@ -22,9 +21,8 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, Callable, Optional, Protocol
 
+from ._log import about, logger
 from ._owner import LOCAL, all_frames
-
-logger = logging.getLogger("agentdiff")
 
 Job = Callable[[], Any]
 
@@ -169,7 +167,7 @@ class Workers:
             except KeyboardInterrupt:
                 raise
             except BaseException:  # a job reports failures of users' code itself: this is a fault of ours
-                logger.critical("a job of %s failed; please report this", self._name, exc_info=True)
+                logger.critical("a job of %s failed; please report this", self._name, exc_info=True, extra=about())
 
     def forget(self) -> None:
         """After a fork: the threads and jobs are the parent's."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
-import logging
 import string
 import sys
 import types
@@ -20,6 +19,7 @@ from typing import Any, Callable, Optional, TypeVar, Union, cast
 
 from ._clock import Clock, check_timeout
 from ._lanes import Cause, Lane, cause_here
+from ._log import about, logger
 from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_owner, running_loop
 from ._places import How, Slot
 from ._table import LockTable
@@ -29,8 +29,6 @@ from .errors import check_amount, text_of
 from .events import CAUSE
 from .limits import retry_after
 from .locks import check_name as check_lock_name
-
-logger: logging.Logger = logging.getLogger("agentdiff")
 
 F = TypeVar("F", bound=Callable[..., Any])
 LockNames = Callable[[tuple[Any, ...], dict[str, Any]], Sequence[str]]
@@ -228,7 +226,7 @@ class _Call:
             else:
                 table.free_all(slots, owner)
         except Exception:
-            logger.exception("the lock of agent %r could not be released", self.agent.name)
+            logger.exception("the lock of agent %r could not be released", self.agent.name, extra=self.about())
 
     def _throttle(self, error: BaseException) -> None:
         """The API wants a pause, from everyone who would call it (R4): before the next one gets this call's place."""
@@ -237,7 +235,12 @@ class _Call:
             for slot in self.slots:
                 slot.throttled(retry_after=seconds)
         except Exception:
-            logger.exception("what agent %r was told to wait could not be kept", self.agent.name)
+            logger.exception("what agent %r was told to wait could not be kept", self.agent.name, extra=self.about())
+
+    def about(self) -> dict[str, Any]:
+        """What log records about this call carry."""
+        run = self.lane.run_id if self.lane is not None else self.agent.bus.run_here()
+        return about(agent=self.agent.name, run=run)
 
     # -- around the agent's own code --------------------------------------------------------------------
 
@@ -363,7 +366,7 @@ class _Stream:
             try:
                 result = call.agent.collect(self.items)
             except Exception:
-                logger.exception("`collect` of agent %r failed", call.agent.name)
+                logger.exception("`collect` of agent %r failed", call.agent.name, extra=call.about())
             except BaseException as interrupt:
                 call.end(error=interrupt)
                 raise

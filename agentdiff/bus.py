@@ -7,7 +7,6 @@ has a worker come if none is on its way. How lanes keep their order is told in `
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import re
 import threading
@@ -24,6 +23,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ._clock import Clock
 from ._lanes import AWAY, EMPTY, ENOUGH, Away, Cause, Delivery, Handler, Lane, Loan, Subscription, cause_here, name_of
+from ._log import about, logger
 from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, running_loop
 from ._waitqueue import Bell, TaskBell
 from ._workers import OwnLoop, Tally, Workers, drain_at_exit
@@ -39,8 +39,6 @@ from .errors import (
 from .events import CAUSE, Event, Run, as_regex, check_name, is_pattern
 from .joins import AllOf, Join, Joins
 from .waiting import Expected, Waits
-
-logger: logging.Logger = logging.getLogger("agentdiff")
 
 Emit = Callable[..., Delivery]
 
@@ -492,7 +490,9 @@ class Bus:
             with self.mutex:
                 self.refused += 1
             with suppress(Exception):  # a logging filter, say
-                logger.error("event %r of agent %r could not be emitted: %s", name, sender, error)
+                run = lane.run_id if lane is not None else None if cause is None else self.lane_of(cause).run_id
+                extra = about(event=name, agent=sender, run=run)
+                logger.error("event %r of agent %r could not be emitted: %s", name, sender, error, extra=extra)
             return None
 
     # -- delivering ---------------------------------------------------------------------------------------
@@ -615,7 +615,8 @@ class Bus:
             self._tell_failure(delivery, name_of(sub.handler), error)
         except Exception:  # a logging filter, say: nothing of the users' may stop a lane
             with suppress(Exception):
-                logger.exception("the failure of a handler of event %r could not be told", delivery.name)
+                extra = about(event=delivery.name, agent=delivery.sender)
+                logger.exception("the failure of a handler of event %r could not be told", delivery.name, extra=extra)
 
     def _tell_failure(self, delivery: Delivery, handler: str, error: BaseException) -> None:
         event = delivery.event
@@ -637,7 +638,7 @@ class Bus:
             type(error).__name__,
             text_of(error),
             exc_info=(type(error), error, error.__traceback__),
-            extra={"event": event.name, "agent": event.sender, "run": event.run_id},
+            extra=about(event=event.name, agent=event.sender, run=event.run_id),
         )
 
     # -- waiting ------------------------------------------------------------------------------------------
@@ -753,7 +754,7 @@ class Bus:
         """Say what will not be delivered."""
         pending = self.pending
         if pending:
-            logger.warning("%d events are abandoned: %s", pending, why)
+            logger.warning("%d events are abandoned: %s", pending, why, extra=about())
 
     def quit(self, why: str) -> None:
         """Refuse from now on, and deliver nothing of what is queued; what runs may finish."""

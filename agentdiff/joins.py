@@ -7,7 +7,6 @@ event. Sets that stay half full are shown, bounded in number, and told of when t
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict, deque
 from contextlib import suppress
@@ -18,11 +17,10 @@ import attrs
 
 from ._clock import Clock
 from ._lanes import Cause, Handler, Subscription, cause_here, name_of
+from ._log import about, logger
 from ._owner import LOCAL, lent_worker
 from ._workers import Workers
 from .events import Event, check_name, is_pattern
-
-logger: logging.Logger = logging.getLogger("agentdiff")
 
 
 @attrs.frozen
@@ -379,10 +377,12 @@ class Joins:
         try:
             self._teller.emit_lifecycle("join_timeout", data, str(one.join.names), one.cause, None)
             text = "%s%s: %s came, and %s did not; given up, because %s"
-            logger.warning(text, one.join.names, where, came, missing, why)
+            logger.warning(
+                text, one.join.names, where, came, missing, why, extra=about(event="join_timeout", run=one.run)
+            )
         except Exception:  # a logging filter, say
             with suppress(Exception):
-                logger.exception("that %s was given up could not be told", one.join.names)
+                logger.exception("that %s was given up could not be told", one.join.names, extra=about(run=one.run))
 
     # -- looking ------------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ def test_F1_the_old_names_are_all_there() -> None:
 
 def _rows() -> dict[str, int]:
     rows = [
-        ["errors", "_clock"],
+        ["errors", "_clock", "_log"],
         ["_owner", "events"],
         ["_waitqueue", "stores"],
         [

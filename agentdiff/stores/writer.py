@@ -7,7 +7,6 @@ counted. `mark` is the length from which on whoever puts has to attend: -1 while
 
 from __future__ import annotations
 
-import logging
 import threading
 from asyncio import get_running_loop
 from collections import deque
@@ -15,10 +14,9 @@ from operator import itemgetter
 from typing import Any, Callable, Optional, Union
 
 from .._clock import Clock
+from .._log import about, logger
 from .._waitqueue import Bell, TaskBell, ThreadBell
 from .base import Record, Store
-
-logger: logging.Logger = logging.getLogger("agentdiff")
 
 FLUSH_EVERY = 0.1
 """Seconds that events gather before they are written."""
@@ -258,7 +256,9 @@ class Writer:
             self._buffer.clear()
             self.dropped += lost
         if lost:
-            logger.error("%d events are lost: %s did not take them within %.3g s", lost, self.store, timeout)
+            logger.error(
+                "%d events are lost: %s did not take them within %.3g s", lost, self.store, timeout, extra=about()
+            )
 
     # -- the thread -------------------------------------------------------------------------------------------
 
@@ -282,7 +282,7 @@ class Writer:
                 try:
                     self.store.close()
                 except Exception as error:
-                    logger.warning("%s could not be closed: %s", self.store, error)
+                    logger.warning("%s could not be closed: %s", self.store, error, extra=about())
             with self._mutex:
                 self._thread = None
             self._ring()
@@ -350,7 +350,14 @@ class Writer:
             self._hand = []
             if self._given_up is not hand:
                 self.dropped += 1
-        logger.error("event %r (%s) can't be kept by %s: %s", record.name, record.id, self.store, error)
+        logger.error(
+            "event %r (%s) can't be kept by %s: %s",
+            record.name,
+            record.id,
+            self.store,
+            error,
+            extra=about(event=record.name, agent=record.sender, run=record.run_id),
+        )
 
     def _lose_all(self, hand: list[Any]) -> None:
         """The end has come, and the store is away: one attempt was all."""
@@ -362,14 +369,14 @@ class Writer:
             self._hand = []
             self.dropped += lost
         if lost:
-            logger.error("%d events are lost: %s is away", lost, self.store)
+            logger.error("%d events are lost: %s is away", lost, self.store, extra=about())
 
     def _tell_down(self, error: BaseException) -> None:
         if self._down is None:
             self._down = self._clock.monotonic()
             logger.error(
                 "%s is away (%s: %s): up to %d events wait for it, then the oldest are lost",
-                self.store, type(error).__name__, error, self._size,
+                self.store, type(error).__name__, error, self._size, extra=about(),
             )  # fmt: skip
 
     def _tell_up(self) -> None:
@@ -377,12 +384,18 @@ class Writer:
             since, self._down = self._down, None
             lost = self._reset_lost()
             logger.warning(
-                "%s is back after %.1f s; %d events were lost", self.store, self._clock.monotonic() - since, lost
+                "%s is back after %.1f s; %d events were lost",
+                self.store,
+                self._clock.monotonic() - since,
+                lost,
+                extra=about(),
             )
 
     def _tell_lost(self) -> None:
         if self._lost:
-            logger.warning("%d events were lost: %s is slower than those who emit", self._reset_lost(), self.store)
+            logger.warning(
+                "%d events were lost: %s is slower than those who emit", self._reset_lost(), self.store, extra=about()
+            )
 
     def _reset_lost(self) -> int:
         with self._mutex:
