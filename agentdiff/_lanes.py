@@ -334,10 +334,10 @@ class Loan:
 
     def __init__(self, bus: Deliverer, parked: Any) -> None:
         self._bus = bus
-        self.parked = parked  # the handler's own, if it runs on a loop: where its event goes on afterwards
+        self.parked: Any = parked  # the handler's own, if it runs on a loop: where its event goes on afterwards
         self.bell: Optional[Bell] = None  # since it wants the turn back
-        self.given = False  # it has it
-        self.reclaimed = False  # its loop has been closed: it will never go on
+        self.given: bool = False  # it has it
+        self.reclaimed: bool = False  # its loop has been closed: it will never go on
 
     def ring(self) -> bool:
         """The turn is its own."""

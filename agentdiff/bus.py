@@ -87,7 +87,7 @@ class Bus:
         self._order = count()
         self._runs: WeakValueDictionary[str, Lane] = WeakValueDictionary()
         self.live: set[Delivery] = set()  # queued, or being handled
-        self.waits = Waits(clock, workers)
+        self.waits: Waits = Waits(clock, workers)
         self.open_blocks: dict[str, int] = {}  # how many `run` blocks are open, by run
         self.end_of_run: Callable[[str], None] = _ignore  # told whenever something of a run has ended
         self.keep: Optional[Callable[[Delivery], None]] = None  # takes every event, for a store

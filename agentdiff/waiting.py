@@ -48,13 +48,13 @@ class Expected:
     __slots__ = ("_bells", "_bus", "_event", "_listens", "error", "matches", "name")
 
     def __init__(self, bus: Expecting, name: str) -> None:
-        self.name = name
+        self.name: str = name
         self.error: Optional[BaseException] = None
         self._bus = bus
         self._bells: list[Bell] = []
         self._event: Optional[Event] = None
         self._listens = False
-        self.matches = re.compile(as_regex(check_name(name)), re.DOTALL).fullmatch
+        self.matches: Callable[[str], Any] = re.compile(as_regex(check_name(name)), re.DOTALL).fullmatch
 
     def __repr__(self) -> str:
         return f"<Expected {self.name!r} {'has come' if self._event is not None else 'not yet'}>"
@@ -149,7 +149,7 @@ class _Wait:
     __slots__ = ("_deadline", "_done", "delivery")
 
     def __init__(self, delivery: Delivery, done: Callable[[], bool], deadline: Optional[float]) -> None:
-        self.delivery = delivery
+        self.delivery: Delivery = delivery
         self._done = done
         self._deadline = deadline
 

@@ -130,7 +130,7 @@ class History:
         calls.sort(key=lambda call: call.begin)
         self.calls: tuple[Call, ...] = tuple(calls)
         self.others: tuple[Event, ...] = tuple(others)
-        self.begin = min([call.begin for call in calls[:1]] + [event.time for event in events[:1]], default=0.0)
+        self.begin: float = min([call.begin for call in calls[:1]] + [event.time for event in events[:1]], default=0.0)
         self.end = last
         self._inside: dict[str, list[Call]] = {}  # by lock, those who were inside, by when they entered
         for call in sorted(calls, key=lambda call: call.entered):

@@ -16,7 +16,10 @@ class Office:
     """What the agents share: a count, an API that serves one call at a time and refuses others, a desk."""
 
     def __init__(self) -> None:
-        self.counted, self.answered, self.written, self.api = 0, list[str](), list[str](), threading.Lock()
+        self.counted: int = 0
+        self.answered: list[str] = []
+        self.written: list[str] = []
+        self.api: Any = threading.Lock()
 
     def count(self) -> None:
         """Note progress: read, think, write."""
