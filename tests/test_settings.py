@@ -249,7 +249,8 @@ def test_F3_the_file_backend_keeps_events_in_the_data_directory(first_use: Any, 
     for folder in (tmp_path / ".agentdiff" / "coordination", tmp_path / "a" / "b"):
         emit("e", str(folder))
         default_coordinator().close()
-        (event,) = open_store(f"sqlite:///{folder / 'events.db'}").read()
+        with open_store(f"sqlite:///{folder / 'events.db'}") as store:
+            (event,) = store.read()
         assert event.data == str(folder)
         reset_default()
         first_use.setenv(DATA_DIR, str(tmp_path / "a" / "b"))

@@ -212,7 +212,7 @@ class RedisStore(Store):
 
     def _error(self, what: str, error: BaseException) -> StoreError:
         text = str(error) or type(error).__name__
-        if text.startswith("WRONGTYPE") or "WRONGTYPE" in text:
+        if "WRONGTYPE" in text:
             text = f"the key {self.key!r} holds something else, not a stream"
         elif "OOM" in text:
             text = "the server's memory is full (OOM)"

@@ -325,6 +325,34 @@ def test_S1_reading_tells_what_is_wrong(server: RedisServer) -> None:
         assert caught.value.store == repr(store)
 
 
+def test_S2_what_is_remembered_of_earlier_batches_is_bounded(server: RedisServer, monkeypatch: Any) -> None:
+    """The last ids are known, whatever has been written before; a whole batch always is."""
+    from agentdiff.stores import redis
+
+    monkeypatch.setattr(redis, "_KNOWN", 10)
+    with open_store(server.url) as store:
+        for number in range(50):
+            store.write([record(number)])
+        batch = [record(number) for number in range(100, 130)]
+        store.write(batch)
+        store.write(batch)
+        store.write([record(129)])
+        store.write([record(129), record(128)])
+        assert ids(store) == [f"id-{number}" for number in (*range(50), *range(100, 130))]
+        assert len(store._known) <= 30
+
+
+def test_S2_a_server_that_is_stopped_while_it_is_read_is_told(server: RedisServer) -> None:
+    """Within the time that an attempt may take."""
+    with open_store(server.url) as store:
+        store.write([record(1)])
+        server.pause()
+        with pytest.raises(StoreError, match="can't be read: Timeout"):
+            ids(store)
+        server.resume()
+        assert ids(store) == ["id-1"]
+
+
 def test_S1_a_follower_far_from_the_end_is_found(server: RedisServer) -> None:
     """Also where its last event is pages away from the newest."""
     with open_store(server.url) as store:
