@@ -91,20 +91,25 @@ class Workers:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._work, name=f"{self._name}-worker-{next(self._numbers)}", daemon=True)
-        with self._mutex:
-            if len(self._threads) >= self.limit or not self._jobs:
-                return
-            self._threads.add(thread)
         try:
+            with self._mutex:
+                if len(self._threads) >= self.limit or not self._jobs:
+                    return
+                self._threads.add(thread)
             thread.start()
         except RuntimeError:  # the interpreter is shutting down: whoever drains, or waits, runs the jobs (E6)
             self._threads.discard(thread)
             self.short_of_threads = True
+        except BaseException:  # Ctrl-C: if it has been started all the same, it counts itself
+            if thread.ident is None:
+                self._threads.discard(thread)
+            raise
 
     def _work(self) -> None:
         bell = threading.Lock()
         bell.acquire()
         LOCAL.workers = self
+        self._threads.add(threading.current_thread())
         while True:
             self.run_jobs(while_wanted=True)
             if len(self._threads) > self.limit and self._retire(surplus=True):

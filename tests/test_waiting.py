@@ -1,13 +1,15 @@
-"""Handlers that cause one another without end (E11), waiting for events (E15), and handlers that wait (E16)."""
+"""Cascades (E11), waiting for events (E15), handlers that wait (E16); bounds, Ctrl-C and the end (E4 to E7)."""
 
 from __future__ import annotations
 
 import asyncio
+import dis
 import gc
+import sys
 import threading
 
 import pytest
-from support import eventually, join_all, run_script, start_all
+from support import PACKAGE, eventually, join_all, run_script, start_all
 
 from agentdiff import (
     CascadeError,
@@ -861,3 +863,173 @@ def test_E6_a_handler_of_one_coordinator_that_waits_for_anothers_event_is_ended_
     done = run_script(STUCK, "waits elsewhere")
     assert done.returncode == 0
     assert "DeadlockError: the process is ending" in done.stderr
+
+
+# -- E12: the end of one run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_E12_join_waits_for_one_run(coord, kind):
+    """Its cascades too; another run's handler goes on meanwhile."""
+    go, seen = threading.Event(), []
+    coord.on("slow", lambda data: go.wait(20))
+    coord.on("n", lambda data: (seen.append(data), data and coord.emit("n", data - 1)))
+
+    def join(timeout=20):
+        if kind == "sync":
+            coord.join(timeout, run="r")
+        else:
+            asyncio.run(coord.join_async(timeout, run="r"))
+
+    join(0)
+    with coord.run("s"):
+        other = coord.emit("slow")
+    with coord.run("r"):
+        coord.emit("n", 30)
+    join()
+    assert seen == list(range(30, -1, -1))
+    assert not other.done
+    with coord.run("r"):
+        coord.emit("slow")
+    with pytest.raises(CoordinationTimeoutError):
+        join(0.01)
+    go.set()
+    join()
+    coord.join(10)
+    assert settled(coord)
+
+
+# -- E5 ----------------------------------------------------------------------------------------------------------
+
+
+def test_E5_two_hundred_thousand_events_from_four_threads_are_all_handled(coord):
+    """None lost, none twice; each thread's in order."""
+    seen = []
+    coord.on("a", seen.append)
+
+    def emit(who):
+        for number in range(50_000):
+            coord.emit("a", (who, number))
+
+    join_all(start_all(*[lambda who=who: emit(who) for who in range(4)]), 50)
+    coord.join(50)
+    assert len(seen) == 200_000
+    for who in range(4):
+        assert [number for sender, number in seen if sender == who] == list(range(50_000))
+
+
+def test_E5_what_was_taken_is_handled_and_what_was_refused_was_refused_aloud(caplog):
+    """With `max_pending=100` and a handler that blocks; an agent inside never sees it, and loses only its events."""
+    began, go, seen, taken, results = threading.Event(), threading.Event(), [], [], []
+    refused = 0
+
+    def handler(event):
+        began.set()
+        assert go.wait(20)
+        seen.append(event.data)
+
+    with Coordinator(name="test", max_pending=100) as coord:
+        coord.on("*", handler, pass_event=True)
+        agent = coord.coordinate("agent")(lambda number: number * 2)
+        coord.emit("a", "first")
+        assert began.wait(10)
+        for number in range(300):
+            try:
+                coord.emit("a", number)
+                taken.append(number)
+            except QueueFullError:
+                refused += 1
+            results.append(agent(number))
+        assert results == [number * 2 for number in range(300)]
+        pending = coord.snapshot().pending
+        assert pending == 100
+        lost = coord.snapshot().counts.events_refused
+        go.set()
+        coord.join(20)
+    data = [one for one in seen if not isinstance(one, dict)]
+    assert data == ["first", *taken]
+    assert len(taken) + refused == 300
+    assert len(seen) - len(data) + lost == 600
+
+
+class Interrupt:
+    """Ctrl-C in our package, on this thread, at one of the places where Python looks for it: after a call."""
+
+    def __init__(self, step):
+        self.left = step
+        self.before = {}  # the instruction that each frame has executed last
+
+    def __call__(self, frame, event, arg):
+        if event == "call":
+            if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_name == "repair":
+                return None
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+        elif event == "opcode":
+            before = self.before.get(frame)
+            self.before[frame] = frame.f_lasti
+            if before is not None and dis.opname[frame.f_code.co_code[before]].startswith("CALL"):
+                self.left -= 1
+                if self.left < 0:
+                    raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("place", ["first of its lane", "behind others"])
+def test_E4_ctrl_c_inside_emit_jams_nothing(place):
+    """Wherever it comes: the event is handled once or not at all, later ones are, and `join` comes back."""
+    step, hit = 0, True
+    coord = Coordinator(name="test", workers=1, exit_timeout=0)
+    while hit:
+        seen, began, go = [], threading.Event(), threading.Event()
+
+        def handler(data, seen=seen, began=began, go=go):
+            if data == "block":
+                began.set()
+                assert go.wait(20)
+            seen.append(data)
+
+        with coord.on("a", handler), coord.run(f"r{step}"):
+            if place == "behind others":
+                coord.emit("a", "block")
+                assert began.wait(10)
+            hit, before = False, sys.gettrace()
+            sys.settrace(Interrupt(step))
+            try:
+                coord.emit("a", "interrupted")
+            except KeyboardInterrupt:
+                hit = True
+            finally:
+                sys.settrace(before)
+            go.set()
+            coord.emit("a", "after")
+            coord.join(10)
+        seen = [data for data in seen if data != "block"]
+        assert seen in (["interrupted", "after"], ["after", "interrupted"], ["after"]), step
+        assert hit or seen == ["interrupted", "after"]
+        assert settled(coord)
+        step += 1
+    assert step > (2 if sys.version_info < (3, 12) else 0)  # later ones tell of few opcodes
+    coord.close()
+
+
+def test_E4_ctrl_c_while_the_first_worker_is_started_jams_nothing():
+    """The place that it was to take is not lost."""
+    step, hit = 0, True
+    while hit:
+        coord = Coordinator(name="test", workers=1, exit_timeout=0)
+        seen = []
+        coord.on("a", seen.append)
+        hit, before = False, sys.gettrace()
+        sys.settrace(Interrupt(step))
+        try:
+            coord.emit("a", "interrupted")
+        except KeyboardInterrupt:
+            hit = True
+        finally:
+            sys.settrace(before)
+        coord.emit("a", "after")
+        coord.join(10)
+        assert "after" in seen, step
+        coord.close()
+        step += 1
