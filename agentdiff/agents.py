@@ -228,10 +228,12 @@ class _Call:
         except Exception:
             logger.exception("the lock of agent %r could not be released", self.agent.name, extra=self.about())
 
-    def _throttle(self, error: BaseException) -> None:
+    def throttle(self, error: Optional[BaseException]) -> None:
         """The API wants a pause, from everyone who would call it (R4): before the next one gets this call's place."""
+        if error is None or not self.slots or not isinstance(error, self.agent.throttle_on):
+            return
         try:
-            seconds = retry_after(error)
+            seconds = retry_after(error, self.agent.clock.time())
             for slot in self.slots:
                 slot.throttled(retry_after=seconds)
         except Exception:
@@ -264,8 +266,7 @@ class _Call:
         if self.over:
             return
         self.over = True
-        if error is not None and self.slots and isinstance(error, self.agent.throttle_on):
-            self._throttle(error)
+        self.throttle(error)
         self.leave(collected or isinstance(error, GeneratorExit))
         agent = self.agent
         if self.running is not None:
@@ -360,6 +361,7 @@ class _Stream:
         call = self.call
         if call.over:
             return
+        call.throttle(error)
         call.leave(collected=True)  # a collection may have closed it
         result: Any = self.count
         if error is None and self.items is not None and call.agent.collect is not None:

@@ -5,6 +5,7 @@ Each error carries its facts as fields, and a sentence for a person. All of them
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Optional
 
 
@@ -27,7 +28,7 @@ def check_amount(what: str, amount: Any) -> float:
     """Refuse what is no amount of anything: a finite number, 0 or more."""
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
         raise TypeError(f"{what} must be a number, not {type(amount).__name__}: {amount!r}")
-    if not 0 <= amount < float("inf"):
+    if not 0 <= amount <= sys.float_info.max:  # whole numbers may be too large to be reckoned with times
         raise ValueError(f"{what} must be 0 or more, and finite, not {amount!r}")
     return amount
 

@@ -9,7 +9,6 @@ then on its window runs: R2 is measured there, and a thread that is slow to wake
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Optional, Union
@@ -58,7 +57,7 @@ class Limit:
         if self.tokens is None or tokens <= self.tokens:
             return None
         return ValueError(
-            f"{tokens:g} tokens can never be had from limit {name!r}: it allows {self.tokens} in {self.per:g} s"
+            f"{tokens:.15g} tokens can never be had from limit {name!r}: it allows {self.tokens} in {self.per:g} s"
         )
 
 
@@ -491,34 +490,40 @@ class LimitEntry:
         )
 
 
-def retry_after(error: BaseException) -> Optional[float]:
+def retry_after(error: BaseException, now: float) -> Optional[float]:
     """How many seconds the API wants to be left alone, by the headers of the error's response; None if they don't say.
 
     Both official clients, and whatever else is built on httpx or requests, keep it as `error.response.headers`.
+    `now` is the date, in seconds since the epoch, since a header may name a date too.
     """
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    if headers is None:
+    try:
+        get = error.response.headers.get  # type: ignore[attr-defined]
+        said = {header: get(header) for header in ("retry-after-ms", "retry-after")}
+    except Exception:  # it is the users' error, or none of an API
         return None
-    for header, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        said = headers.get(header)
-        if said is None:
-            continue
-        try:
-            seconds = float(said) * scale
-        except ValueError:
-            seconds = _until(str(said))
-        if 0 <= seconds < float("inf"):
-            return seconds
-    return None
+    found = (_seconds(said["retry-after-ms"], 0.001, None), _seconds(said["retry-after"], 1.0, now))
+    return next((seconds for seconds in found if seconds is not None), None)
 
 
-def _until(date: str) -> float:
-    """`retry-after` may be a date too."""
+def _seconds(said: Any, scale: float, now: Optional[float]) -> Optional[float]:
+    """What a header says; None if that makes no sense."""
+    if isinstance(said, bytes):
+        said = said.decode("ascii", "replace")
+    if isinstance(said, bool) or not isinstance(said, (str, int, float)):
+        return None
+    try:
+        seconds = float(said) * scale
+    except (ValueError, OverflowError):
+        seconds = -1.0 if now is None else _until(str(said), now)
+    return seconds if 0 <= seconds < float("inf") else None
+
+
+def _until(date: str, now: float) -> float:
     from email.utils import parsedate_to_datetime
 
     try:
-        return max(parsedate_to_datetime(date).timestamp() - time.time(), 0.0)
-    except (TypeError, ValueError):  # neither is it
+        return max(parsedate_to_datetime(date).timestamp() - now, 0.0)
+    except (TypeError, ValueError, IndexError, OverflowError):  # neither is it
         return -1.0
 
 

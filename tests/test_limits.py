@@ -1,0 +1,2434 @@
+"""What users can rely on about limits: places, requests and tokens in any window of time, and pauses that an API wants.
+
+Time is the test's. Windows and margins are sums of powers of two, so that no rounding blurs when they end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import os
+import random
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextvars import Context, copy_context
+from email.utils import formatdate
+from types import SimpleNamespace
+from typing import Any, Callable, Optional
+
+import pytest
+from support import (
+    PACKAGE,
+    FakeClock,
+    Stage,
+    StageClock,
+    StageDict,
+    StageMutex,
+    eventually,
+    explore,
+    join_all,
+    run_script,
+    start_all,
+)
+
+import agentdiff
+from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, NotHeldError, Slot
+from agentdiff._owner import ThreadOwner, current_owner
+from agentdiff._table import LockTable
+from agentdiff.limits import Limit, retry_after
+from agentdiff.locks import Lock
+
+PER = 64.0
+
+
+class CountingClock(FakeClock):
+    """Counts the waits, with a time and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[bool] = Counter()
+
+    def wait(self, lock: Any, timeout: Optional[float]) -> bool:
+        self.waits[timeout is not None] += 1
+        return super().wait(lock, timeout)
+
+    def call_later(self, loop: Any, delay: float, call: Callable[[], Any]) -> Any:
+        self.waits[True] += 1
+        return super().call_later(loop, delay, call)
+
+    @property
+    def timers(self) -> list[float]:
+        """When the waits that go on now will end, in seconds from now."""
+        return sorted(alarm[0] - self.now for alarm in self._alarms)
+
+
+@pytest.fixture
+def clock() -> CountingClock:
+    return CountingClock()
+
+
+@pytest.fixture
+def coord(clock: CountingClock) -> Iterator[Coordinator]:
+    """A coordinator whose time is the test's; nobody is inside or waits at its end, and no timer is left."""
+    with Coordinator(name="timed", clock=clock, slow_after=None) as coordinator:
+        yield coordinator
+        assert nothing_left(coordinator)
+        assert clock.timers == []
+
+
+class Visitor:
+    """A thread that enters and stays inside until it is told to leave."""
+
+    def __init__(self, lock: Any, name: str = "Visitor", context: Optional[Context] = None) -> None:
+        self.lock = lock
+        self.inside, self.leave = threading.Event(), threading.Event()
+        self.context: Optional[Context] = None
+        self.slot: Any = None
+        self.error: Optional[BaseException] = None
+        run = context.copy().run if context is not None else lambda call: call()
+        self.thread = threading.Thread(target=lambda: run(self._visit), name=name, daemon=True)
+        self.thread.start()
+
+    def _visit(self) -> None:
+        try:
+            with self.lock as self.slot:
+                self.context = copy_context()
+                self.inside.set()
+                assert self.leave.wait(30)
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> Visitor:
+        return self.entered()
+
+    def __exit__(self, *error: Any) -> None:
+        self.go()
+
+    def entered(self) -> Visitor:
+        assert self.inside.wait(10), self.error
+        return self
+
+    def go(self) -> None:
+        self.leave.set()
+        self.ended()
+        assert self.error is None, self.error
+
+    def ended(self) -> Optional[BaseException]:
+        join_all([self.thread])
+        return self.error
+
+
+def line(coord: Coordinator, name: str = "api") -> list[str]:
+    return [waiter.who for lock in coord.snapshot().locks if lock.name == name for waiter in lock.waiters]
+
+
+def inside(coord: Coordinator, name: str = "api") -> list[str]:
+    return [holder.who for lock in coord.snapshot().locks if lock.name == name for holder in lock.holders]
+
+
+def info(coord: Coordinator, name: str = "api") -> Any:
+    return next(limit for limit in coord.snapshot().limits if limit.name == name)
+
+
+def queued(coord: Coordinator, lock: Any, name: str = "Waiter", context: Optional[Context] = None) -> Visitor:
+    """A visitor that stands in line."""
+    key = getattr(lock, "name", "api")
+    before = len(line(coord, key))
+    visitor = Visitor(lock, name, context)
+    eventually(lambda: len(line(coord, key)) > before)
+    return visitor
+
+
+def nothing_left(coord: Coordinator) -> bool:
+    """Nobody is inside or in line, nothing is granted that has not been entered, nobody sleeps."""
+    table = coord._table
+    book = table.book
+    assert coord.snapshot().locks == ()
+    assert not any((book.waiting, book.blocked, book.woken, table._chores))
+    for limit in coord.snapshot().limits:
+        entry: Any = table.entries[limit.name]
+        assert (limit.places_taken, limit.waiting) == (0, 0)
+        assert not any((entry.line, entry.hopeful, entry._chains, entry.account.open, entry.inside()))
+        assert book.slots[limit.name] is entry._closed
+    limited = {limit.name for limit in coord.snapshot().limits}
+    assert set(table.slots) == set(table.entries) == limited
+    return True
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the loop go on until the condition holds."""
+    for _ in range(100_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("never came true")
+
+
+def in_thread(call: Callable[[], Any]) -> Any:
+    """What the call returns on a thread of its own, with no context of the caller's."""
+    results: list[Any] = []
+    join_all(start_all(lambda: results.append(Context().run(call))))
+    return results[0]
+
+
+def enters(lock: Any) -> bool:
+    """Whether a stranger gets in at once; it leaves again."""
+
+    def visit() -> bool:
+        entered = bool(lock.acquire(timeout=0))
+        if entered:
+            lock.release()
+        return entered
+
+    return bool(in_thread(visit))
+
+
+# -- every way in -------------------------------------------------------------------------------------------
+
+Body = Callable[[], Any]
+Way = Callable[[Coordinator, int, Body], None]
+
+
+def by_with(coord: Coordinator, tokens: int, body: Body) -> None:
+    with coord.lock("api", tokens=tokens):
+        body()
+
+
+def by_acquire(coord: Coordinator, tokens: int, body: Body) -> None:
+    lock = coord.lock("api", tokens=tokens)
+    assert lock.acquire()
+    try:
+        body()
+    finally:
+        lock.release()
+
+
+def by_with_that_does_not_lend(coord: Coordinator, tokens: int, body: Body) -> None:
+    with coord.lock("api", tokens=tokens, lend=False):
+        body()
+
+
+def by_async_with(coord: Coordinator, tokens: int, body: Body) -> None:
+    async def main() -> None:
+        async with coord.lock("api", tokens=tokens):
+            await asyncio.sleep(0)
+            body()
+
+    asyncio.run(main())
+
+
+def by_acquire_async(coord: Coordinator, tokens: int, body: Body) -> None:
+    async def main() -> None:
+        lock = coord.lock("api", tokens=tokens)
+        assert await lock.acquire_async()
+        try:
+            body()
+        finally:
+            lock.release()
+
+    asyncio.run(main())
+
+
+def by_group(coord: Coordinator, tokens: int, body: Body) -> None:
+    with coord.lock("z", "api", "b", tokens=tokens):
+        body()
+
+
+def by_group_acquire(coord: Coordinator, tokens: int, body: Body) -> None:
+    group = coord.lock("api", "b", tokens=tokens)
+    assert group.acquire()
+    try:
+        body()
+    finally:
+        group.release()
+
+
+def by_async_group(coord: Coordinator, tokens: int, body: Body) -> None:
+    async def main() -> None:
+        async with coord.lock("z", "api", tokens=tokens):
+            body()
+
+    asyncio.run(main())
+
+
+def by_agent(coord: Coordinator, tokens: int, body: Body) -> None:
+    @coord.coordinate("agent", lock_name="api", tokens=tokens)
+    def agent() -> None:
+        body()
+
+    agent()
+
+
+def by_agent_that_is_heard(coord: Coordinator, tokens: int, body: Body) -> None:
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        subscription = coord.on("agent_started", lambda data: None)
+        stack.callback(subscription.cancel)
+        by_agent(coord, tokens, body)
+
+
+def by_agent_on_several(coord: Coordinator, tokens: int, body: Body) -> None:
+    @coord.coordinate("agent", lock_name=["z", "{name}"], tokens=lambda name: tokens)
+    def agent(name: str) -> None:
+        body()
+
+    agent("api")
+
+
+def by_async_agent(coord: Coordinator, tokens: int, body: Body) -> None:
+    @coord.coordinate("agent", lock_name="api", tokens=tokens)
+    async def agent() -> None:
+        await asyncio.sleep(0)
+        body()
+
+    asyncio.run(agent())
+
+
+def by_generator(coord: Coordinator, tokens: int, body: Body) -> None:
+    @coord.coordinate("agent", lock_name="api", tokens=tokens)
+    def agent() -> Iterator[int]:
+        yield 1
+        body()
+        yield 2
+
+    assert list(agent()) == [1, 2]
+
+
+def by_async_generator(coord: Coordinator, tokens: int, body: Body) -> None:
+    @coord.coordinate("agent", lock_name="api", tokens=tokens)
+    async def agent() -> AsyncIterator[int]:
+        yield 1
+        body()
+        yield 2
+
+    async def main() -> None:
+        assert [item async for item in agent()] == [1, 2]
+
+    asyncio.run(main())
+
+
+WAYS: list[Way] = [
+    by_with,
+    by_acquire,
+    by_with_that_does_not_lend,
+    by_async_with,
+    by_acquire_async,
+    by_group,
+    by_group_acquire,
+    by_async_group,
+    by_agent,
+    by_agent_that_is_heard,
+    by_agent_on_several,
+    by_async_agent,
+    by_generator,
+    by_async_generator,
+]
+each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+
+
+@each_way
+def test_R1_every_way_in_takes_one_place_one_request_and_its_tokens(coord: Coordinator, way: Way) -> None:
+    """`with`, `acquire`, groups and agents of every kind obey the limit, with no change to what they do."""
+    coord.limit("api", concurrency=2, requests=10, tokens=1000, per=PER, margin=0)
+    seen: list[Any] = []
+    way(coord, 30, lambda: seen.append(info(coord)))
+    (during,) = seen
+    assert (during.places_taken, during.requests_used, during.tokens_used) == (1, 1, 30)
+    after = info(coord)
+    assert (after.places_taken, after.requests_used, after.tokens_used) == (0, 1, 30)
+
+
+@each_way
+def test_R2_every_way_in_waits_for_a_place(coord: Coordinator, way: Way) -> None:
+    """With all places taken nobody comes in, and the first who leaves lets the next one in."""
+    coord.limit("api", concurrency=2)
+    first, second = (Visitor(coord.lock("api")).entered() for _ in range(2))
+    done = threading.Event()
+    threads = start_all(lambda: way(coord, 0, done.set))
+    eventually(lambda: line(coord))
+    assert not done.is_set()
+    first.go()
+    join_all(threads)
+    assert done.is_set()
+    second.go()
+
+
+@each_way
+def test_R2_every_way_in_waits_for_its_time(coord: Coordinator, clock: CountingClock, way: Way) -> None:
+    """With all requests of the window used it sleeps until the first of them is over, and no shorter."""
+    coord.limit("api", requests=1, per=PER, margin=0.5)
+    with coord.lock("api"):
+        pass
+    seen: list[float] = []
+    threads = start_all(lambda: way(coord, 0, lambda: seen.append(clock.now)))
+    start = clock.now
+    clock.wait_for_sleepers(1)
+    assert clock.timers == [PER + 0.5]
+    clock.advance(PER)
+    assert line(coord)
+    clock.advance(0.5)
+    join_all(threads)
+    assert seen == [start + PER + 0.5]
+
+
+@each_way
+def test_R3_whatever_ends_the_block_keeps_the_reservation(coord: Coordinator, clock: CountingClock, way: Way) -> None:
+    """After an exception the place is free, and the tokens count as reserved until their window is over."""
+    coord.limit("api", concurrency=1, tokens=100, per=PER, margin=0)
+
+    def fail() -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        way(coord, 30, fail)
+    after = info(coord)
+    assert (after.places_taken, after.tokens_used) == (0, 30)
+    assert nothing_left(coord)
+    clock.advance(PER)
+    assert info(coord).tokens_used == 0
+
+
+@each_way
+def test_R5_more_tokens_than_the_limit_can_ever_give_are_refused_at_once(coord: Coordinator, way: Way) -> None:
+    """A `ValueError` that says so, wherever the tokens are named, and even if there is no place; nothing is taken."""
+    coord.limit("api", concurrency=1, tokens=100, per=PER)
+    with Visitor(coord.lock("api")):
+        with pytest.raises(ValueError, match=r"101 tokens can never be had from limit 'api': it allows 100 in 64 s"):
+            way(coord, 101, lambda: None)
+        assert line(coord) == []
+        assert info(coord).tokens_used == 0
+
+
+# -- R2: places ---------------------------------------------------------------------------------------------
+
+
+class Crowd:
+    """Counts who is inside at once."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
+        self.now = self.most = self.entered = 0
+
+    def __enter__(self) -> None:
+        with self.mutex:
+            self.now += 1
+            self.entered += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *error: Any) -> None:
+        with self.mutex:
+            self.now -= 1
+
+
+@pytest.mark.parametrize(("threads", "tasks"), [(8, 0), (0, 8), (4, 4)])
+def test_R2_never_more_than_concurrency_at_once(coord: Coordinator, threads: int, tasks: int) -> None:
+    """Threads, tasks of two loops, and both: as many as allowed, and none more."""
+    coord.limit("api", concurrency=3)
+    crowd = Crowd()
+    full = threading.Event()
+
+    def visit() -> None:
+        for _ in range(50):
+            with coord.lock("api"), crowd:
+                if crowd.now == 3:
+                    full.set()
+                full.wait(10)
+
+    async def visit_async() -> None:
+        for _ in range(50):
+            async with coord.lock("api"):
+                with crowd:
+                    if crowd.now == 3:
+                        full.set()
+                    while not full.is_set():
+                        await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+
+    async def loop() -> None:
+        await asyncio.gather(*(visit_async() for _ in range(tasks // 2)))
+
+    loops = [lambda: asyncio.run(loop())] * (2 if tasks else 0)
+    join_all(start_all(*[visit] * threads, *loops))
+    assert (crowd.most, crowd.entered) == (3, 400)
+
+
+def test_R2_without_concurrency_any_number_is_inside(coord: Coordinator) -> None:
+    """A limit of requests alone is no lock."""
+    coord.limit("api", requests=100)
+    visitors = [Visitor(coord.lock("api")) for _ in range(20)]
+    for visitor in visitors:
+        visitor.entered()
+    assert info(coord).places_taken == 20
+    for visitor in visitors:
+        visitor.go()
+
+
+def test_R2_limits_of_two_names_are_two(coord: Coordinator) -> None:
+    """What is used of one is not used of another, nor of the same name in another coordinator."""
+    coord.limit("api", concurrency=1, requests=1)
+    coord.limit("other", concurrency=1, requests=1)
+    with Coordinator() as elsewhere, coord.lock("api"):
+        assert enters(coord.lock("other"))
+        assert enters(elsewhere.lock("api"))
+        assert not enters(coord.lock("api"))
+
+
+# -- L3: order ----------------------------------------------------------------------------------------------
+
+
+def test_L3_threads_and_tasks_are_served_in_order(coord: Coordinator) -> None:
+    """Under two places as under one: whoever came first comes in first."""
+    coord.limit("api", concurrency=2)
+    lock, order = coord.lock("api"), []
+
+    def by_thread(number: int) -> None:
+        with lock:
+            order.append(number)
+
+    async def by_task(number: int) -> None:
+        async with lock:
+            order.append(number)
+
+    async def main() -> None:
+        holders = [Visitor(lock).entered(), Visitor(lock).entered()]
+        threads, tasks = [], []
+        for number in range(20):
+            if number % 2:
+                threads += start_all(lambda number=number: by_thread(number))
+            else:
+                tasks.append(asyncio.ensure_future(by_task(number)))
+            await until(lambda number=number: len(line(coord)) == number + 1)
+        holders[0].leave.set()
+        await asyncio.gather(*tasks)
+        await asyncio.get_running_loop().run_in_executor(None, join_all, threads)
+        holders[1].go()
+
+    asyncio.run(main())
+    assert order == list(range(20))
+
+
+def test_L3_nobody_barges_in(coord: Coordinator) -> None:
+    """A release appoints the first in line before it has woken up: whoever releases can't take the place again."""
+    coord.limit("api", concurrency=1)
+    lock = coord.lock("api")
+    lock.acquire()
+    waiter = queued(coord, lock)
+    lock.release()
+    assert lock.acquire(blocking=False) is False
+    assert inside(coord) == ['thread "Waiter"']
+    waiter.entered().go()
+
+
+def test_L3_a_newcomer_does_not_pass_those_who_wait_for_their_time(coord: Coordinator, clock: CountingClock) -> None:
+    """In the moment in which the next request is free it is the one of the first in line, whoever comes then."""
+    coord.limit("api", requests=1, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    waiter = queued(coord, coord.lock("api"))
+    clock.wait_for_sleepers(1)
+    clock.now += PER  # and nobody has been woken yet
+    assert not enters(coord.lock("api"))
+    clock.advance(0)
+    waiter.entered().go()
+
+
+def test_R1_a_big_request_at_the_head_is_not_overtaken_and_does_not_starve(
+    coord: Coordinator, clock: CountingClock
+) -> None:
+    """Small ones that would fit wait behind it; it comes in as soon as its tokens are there."""
+    coord.limit("api", tokens=100, per=PER, margin=0)
+    for _ in range(4):
+        with coord.lock("api", tokens=20):
+            clock.advance(8)
+    big = queued(coord, coord.lock("api", tokens=70), "Big")
+    small = queued(coord, coord.lock("api", tokens=10), "Small")
+    assert not enters(coord.lock("api"))
+    assert not enters(coord.lock("api", tokens=1))
+    clock.wait_for_sleepers(1)
+    assert clock.timers == [PER - 16]  # when the third of the four is over: 20 are left then
+    clock.advance(PER - 16 - 1)
+    assert line(coord) == ['thread "Big"', 'thread "Small"']
+    clock.advance(1)
+    big.entered()
+    small.entered()
+    assert info(coord).tokens_used == 20 + 70 + 10
+    big.go()
+    small.go()
+
+
+def test_L3_whoever_gives_up_at_the_head_lets_the_next_one_in(coord: Coordinator, clock: CountingClock) -> None:
+    """A request that would have waited for long is gone, and the small one behind it doesn't wait for its time."""
+    coord.limit("api", tokens=100, per=PER, margin=0)
+    with coord.lock("api", tokens=50):
+        pass
+    answers: list[bool] = []
+    threads = start_all(lambda: answers.append(coord.lock("api", tokens=90).acquire(timeout=4)))
+    eventually(lambda: line(coord))
+    small = queued(coord, coord.lock("api", tokens=10), "Small")
+    clock.wait_for_sleepers(1)
+    clock.advance(4)
+    join_all(threads)
+    small.entered().go()
+    assert answers == [False]
+
+
+# -- R2: requests per window --------------------------------------------------------------------------------
+
+
+def test_R2_no_window_holds_more_requests_wherever_it_begins(coord: Coordinator, clock: CountingClock) -> None:
+    """Tried at any time, an entry is allowed if and only if the window before it has room: neither more nor less."""
+    coord.limit("api", requests=5, per=8, margin=0)
+    lock, dice = coord.lock("api"), random.Random(1)
+    entered: list[float] = []
+    for _ in range(3000):
+        clock.advance(dice.choice([0, 0, 0.25, 0.5, 1, 4]))
+        allowed = sum(at > clock.now - 8 for at in entered) < 5
+        assert lock.acquire(timeout=0) is allowed
+        if allowed:
+            entered.append(clock.now)
+            lock.release()
+    assert max(sum(start <= at < start + 8 for at in entered) for start in entered) == 5
+
+
+def test_R2_a_burst_at_the_end_of_a_minute_leaves_none_for_the_beginning_of_the_next(
+    coord: Coordinator, clock: CountingClock
+) -> None:
+    """No fixed minutes: a window slides."""
+    coord.limit("api", requests=10, margin=0)
+    clock.advance(59)
+    assert [enters(coord.lock("api")) for _ in range(11)] == [True] * 10 + [False]
+    clock.advance(1)
+    assert not enters(coord.lock("api"))
+    clock.advance(58.5)
+    assert not enters(coord.lock("api"))
+    clock.advance(0.5)
+    assert [enters(coord.lock("api")) for _ in range(11)] == [True] * 10 + [False]
+
+
+def test_R2_waiters_come_in_one_by_one_as_their_times_come(coord: Coordinator, clock: CountingClock) -> None:
+    """Each at the first moment that the window allows, in order."""
+    coord.limit("api", requests=2, per=PER, margin=0.5)
+    at: list[tuple[int, float]] = []
+    start = clock.now
+
+    def visit(number: int) -> None:
+        with coord.lock("api"):
+            at.append((number, clock.now - start))
+
+    visit(0)
+    clock.advance(16)
+    visit(1)
+    threads = []
+    for number in range(2, 6):
+        threads += start_all(lambda number=number: visit(number))
+        eventually(lambda number=number: len(line(coord)) == number - 1)
+    for number, step in enumerate([PER + 0.5 - 16, 16, PER + 0.5 - 16, 16], 2):
+        clock.wait_for_sleepers(1)
+        assert clock.timers == [step]
+        clock.advance(step)
+        join_all(threads[number - 2 : number - 1])
+    span = PER + 0.5
+    assert at == [(0, 0), (1, 16), (2, span), (3, span + 16), (4, 2 * span), (5, 2 * span + 16)]
+
+
+def test_R2_margin_is_kept_beyond_the_window(coord: Coordinator, clock: CountingClock) -> None:
+    """60 s and 0.1 s where nothing is said."""
+    coord.limit("api", requests=1)
+    assert (info(coord).per, info(coord).margin) == (60, 0.1)
+    assert enters(coord.lock("api"))
+    clock.advance(60.0625)
+    assert not enters(coord.lock("api"))
+    clock.advance(0.0625)
+    assert enters(coord.lock("api"))
+
+
+@pytest.mark.parametrize("kind", ["requests", "tokens"])
+def test_R2_the_window_begins_when_the_block_is_entered(coord: Coordinator, clock: CountingClock, kind: str) -> None:
+    """One who was let in and wakes up late begins its window late, and all that time its request counts."""
+    coord.limit("api", **{kind: 2}, per=PER, margin=0)
+    lock = coord.lock("api", tokens=1)
+    assert enters(lock)
+    assert enters(lock)
+    loop = asyncio.new_event_loop()
+    waiter = loop.create_task(by_hand(lock))
+    loop.run_until_complete(asyncio.sleep(0))
+    assert line(coord)
+    clock.now += PER
+    assert lock.locked() is False  # it has been let in: one request is left
+    assert line(coord) == []
+    clock.now += 2 * PER  # and wakes up only now
+    assert enters(lock)
+    assert not enters(lock)
+    clock.now += PER / 2
+    loop.run_until_complete(waiter)
+    loop.close()
+    clock.now += PER / 2
+    assert enters(lock)  # the other's window is over
+    assert not enters(lock)
+    clock.now += PER / 2 - 0.25
+    assert not enters(lock)
+    clock.now += 0.25
+    assert enters(lock)
+    clock.now += PER / 2
+    clock.advance(0)
+
+
+async def by_hand(lock: Any) -> None:
+    assert await lock.acquire_async()
+    lock.release()
+
+
+def test_R2_one_who_waits_for_late_sleepers_is_woken_when_they_enter(coord: Coordinator, clock: CountingClock) -> None:
+    """Nobody knows when the window of one who hasn't woken up will be over: the next waits, and is told."""
+    coord.limit("api", requests=1, per=PER, margin=0)
+    lock = coord.lock("api")
+    assert enters(lock)
+    loop = asyncio.new_event_loop()
+    late = loop.create_task(by_hand(lock))
+    loop.run_until_complete(asyncio.sleep(0))
+    waiter = queued(coord, lock)
+    clock.now += PER
+    assert lock.locked()
+    assert line(coord) == ['thread "Waiter"']
+    assert info(coord).next_free is None
+    clock.now += 2 * PER
+    loop.run_until_complete(late)
+    loop.close()
+    eventually(lambda: clock.timers == [PER])
+    clock.advance(PER)
+    waiter.entered().go()
+
+
+def test_R2_the_window_of_a_group_begins_when_all_its_locks_are_taken(coord: Coordinator, clock: CountingClock) -> None:
+    """The request is reserved while it waits for the other lock, and counts from the block's beginning on."""
+    coord.limit("api", requests=1, per=PER, margin=0)
+    with Visitor(coord.lock("b")) as other:
+        group = Visitor(coord.lock("api", "b"))
+        eventually(lambda: line(coord, "b"))
+        assert not enters(coord.lock("api"))
+        clock.advance(3 * PER)
+        assert not enters(coord.lock("api"))
+        other.leave.set()
+        group.entered()
+    clock.advance(PER - 1)
+    assert not enters(coord.lock("api"))
+    clock.advance(1)
+    assert enters(coord.lock("api"))
+    group.go()
+
+
+def test_R2_places_requests_and_tokens_are_taken_together(coord: Coordinator, clock: CountingClock) -> None:
+    """Whichever part is exhausted, one waits, and whoever doesn't get all takes nothing."""
+    coord.limit("api", concurrency=2, requests=4, tokens=100, per=PER, margin=0)
+    lock = coord.lock("api", tokens=40)
+    with Visitor(lock), Visitor(lock):
+        assert not enters(coord.lock("api"))  # no place
+    assert not enters(lock)  # no tokens
+    assert info(coord).requests_used == 2
+    assert enters(coord.lock("api", tokens=20))
+    assert enters(coord.lock("api"))
+    assert not enters(coord.lock("api"))  # no requests
+    assert (info(coord).requests_used, info(coord).tokens_used) == (4, 100)
+    clock.advance(PER)
+    assert (info(coord).requests_used, info(coord).tokens_used) == (0, 0)
+    assert enters(lock)
+
+
+def test_R2_a_long_call_is_out_of_the_window_before_it_is_over(coord: Coordinator, clock: CountingClock) -> None:
+    """Its request was made when it began; what it commits afterwards is not counted against a later window."""
+    coord.limit("api", concurrency=2, requests=1, tokens=10, per=PER, margin=0)
+    with coord.lock("api", tokens=10) as slot:
+        clock.advance(PER)
+        assert (info(coord).requests_used, info(coord).tokens_used) == (0, 0)
+        slot.commit(tokens=7)
+        assert info(coord).tokens_used == 0
+        assert enters(coord.lock("api", tokens=10))
+    clock.advance(PER)
+
+
+# -- R3: tokens ---------------------------------------------------------------------------------------------
+
+
+def test_R3_no_window_holds_more_tokens_wherever_it_begins(coord: Coordinator, clock: CountingClock) -> None:
+    """Tried at any time with any number, an entry is allowed if and only if the window before it has room."""
+    coord.limit("api", tokens=100, per=8, margin=0)
+    dice = random.Random(2)
+    used: list[tuple[float, int]] = []
+    for _ in range(3000):
+        clock.advance(dice.choice([0, 0, 0.25, 0.5, 1, 4]))
+        wanted = dice.choice([0, 1, 10, 40, 99, 100])
+        allowed = sum(tokens for at, tokens in used if at > clock.now - 8) + wanted <= 100
+        assert coord.lock("api", tokens=wanted).acquire(timeout=0) is allowed
+        if allowed:
+            used.append((clock.now, wanted))
+            coord.lock("api").release()
+    assert max(sum(tokens for at, tokens in used if start <= at < start + 8) for start, _ in used) == 100
+
+
+@pytest.mark.parametrize("said", [[30], [10], [0], [250], [10, 60, 20], [250, 0], [0.5]])
+@pytest.mark.parametrize("when", ["inside", "afterwards", "both", "from another thread"])
+def test_R3_the_last_word_about_what_was_used_counts(
+    coord: Coordinator, clock: CountingClock, said: list[float], when: str
+) -> None:
+    """Less, more, nothing, several times, within the block or after it, by whoever: until the window is over."""
+    coord.limit("api", tokens=100, per=PER, margin=0)
+    with coord.lock("api", tokens=30) as slot:
+        assert info(coord).tokens_used == 30
+        for tokens in said if when in ("inside", "both") else []:
+            slot.commit(tokens=tokens)
+            assert info(coord).tokens_used == tokens
+        if when == "from another thread":
+            in_thread(lambda: [slot.commit(tokens=tokens) for tokens in said])
+    for tokens in said if when in ("afterwards", "both") else []:
+        slot.commit(tokens=tokens)
+        assert info(coord).tokens_used == tokens
+    assert info(coord).tokens_used == said[-1]
+    clock.advance(PER - 1)
+    assert info(coord).tokens_used == said[-1]
+    clock.advance(1)
+    assert info(coord).tokens_used == 0
+    slot.commit(tokens=500)
+    assert info(coord).tokens_used == 0
+
+
+def test_R3_a_commit_of_less_lets_the_next_one_in_at_once(coord: Coordinator) -> None:
+    """The rest of the reservation is free for others, those in line too."""
+    coord.limit("api", tokens=100, per=PER)
+    with coord.lock("api", tokens=80) as slot:
+        waiter = queued(coord, coord.lock("api", tokens=60))
+        slot.commit(tokens=41)
+        assert line(coord)
+        slot.commit(tokens=40)
+        waiter.entered().go()
+
+
+def test_R3_a_commit_of_more_makes_others_wait_longer(coord: Coordinator, clock: CountingClock) -> None:
+    """What was used beyond the limit is out of the window when its time is over, like all else."""
+    coord.limit("api", tokens=100, per=PER, margin=0)
+    with coord.lock("api", tokens=10):
+        pass
+    clock.advance(16)
+    with coord.lock("api", tokens=10) as slot:
+        waiter = queued(coord, coord.lock("api", tokens=90))
+        clock.wait_for_sleepers(1)
+        assert clock.timers == [PER - 16]
+        slot.commit(tokens=1000)
+        eventually(lambda: clock.timers == [PER])
+    assert not enters(coord.lock("api"))
+    clock.advance(PER)
+    waiter.entered().go()
+
+
+@pytest.mark.parametrize("tokens", [-1, float("nan"), float("inf"), 10**400, True, "5", None])
+def test_R3_what_is_no_number_of_tokens_is_refused(coord: Coordinator, tokens: Any) -> None:
+    """Wherever tokens are named; nothing is changed."""
+    coord.limit("api", tokens=100, per=PER)
+    kind = ValueError if isinstance(tokens, (int, float)) and tokens is not True else TypeError
+    with coord.lock("api", tokens=5) as slot:
+        with pytest.raises(kind, match="tokens"):
+            slot.commit(tokens=tokens)
+        assert info(coord).tokens_used == 5
+    if tokens is None:
+        return
+    with pytest.raises(kind, match="tokens"):
+        coord.lock("api", tokens=tokens)
+    with pytest.raises(kind, match="tokens"):
+        coord.lock("api", "b", tokens=tokens)
+    with pytest.raises(kind, match="tokens"):
+        coord.coordinate("agent", lock_name="api", tokens=tokens)
+
+    @coord.coordinate("agent", lock_name="api", tokens=lambda: tokens)
+    def agent() -> None:
+        raise AssertionError("it is not called")
+
+    with pytest.raises(kind, match="tokens= of agent 'agent'"):
+        agent()
+
+
+def test_R3_tokens_without_a_limit_of_tokens_are_ignored(coord: Coordinator) -> None:
+    """Under a plain lock and under a limit of something else: reserved, committed, however many."""
+    coord.limit("api", concurrency=1, requests=3)
+    for name in ("api", "plain"):
+        with coord.lock(name, tokens=10**9) as slot:
+            slot.commit(tokens=10**12)
+        slot.commit(tokens=5)
+        assert coord.lock(name, tokens=10**9).acquire(timeout=0)
+        coord.lock(name).release()
+    assert info(coord).tokens is None
+
+
+def test_R3_tokens_of_an_agent_may_depend_on_its_arguments(coord: Coordinator) -> None:
+    """A number, or a function of the call's arguments; `coord.slot` commits from within."""
+    coord.limit("api", tokens=1000, per=PER)
+
+    @coord.coordinate("agent", lock_name="api", tokens=lambda prompt, limit=100: len(prompt) + limit)
+    def agent(prompt: str, limit: int = 100) -> None:
+        seen.append(info(coord).tokens_used)
+        coord.slot("api").commit(tokens=7)
+
+    seen: list[float] = []
+    agent("hello", limit=20)
+    agent("hello")
+    assert seen == [25, 7 + 105]
+    assert info(coord).tokens_used == 14
+    for refused in ({"tokens": 5}, {"throttle_on": ValueError}):
+        with pytest.raises(ValueError, match="name it by lock_name"):
+            coord.coordinate("agent", **refused)(lambda: None)
+
+
+def test_R3_reservations_of_those_who_never_came_in_are_given_back(coord: Coordinator, clock: CountingClock) -> None:
+    """Timed out, cancelled, or tried once: the account is as if they had not been there."""
+    coord.limit("api", concurrency=1, tokens=100, requests=5, per=PER, margin=0)
+
+    async def main() -> None:
+        async with coord.lock("api", tokens=10):
+            fresh = Context()
+            lock = coord.lock("api", tokens=50)
+            tasks = [fresh.run(asyncio.ensure_future, lock.acquire_async(timeout=t)) for t in (4, None, 0)]
+            await until(lambda: len(line(coord)) == 2)
+            assert info(coord).tokens_used == 10
+            tasks[1].cancel()
+            clock.advance(4)
+            await asyncio.wait(tasks)
+            assert [tasks[0].result(), tasks[2].result()] == [False, False]
+
+    asyncio.run(main())
+    assert (info(coord).requests_used, info(coord).tokens_used) == (1, 10)
+
+
+def test_R3_after_very_many_calls_the_account_is_exact(coord: Coordinator, clock: CountingClock) -> None:
+    """Ten thousand with commits, exceptions, re-entries, cancellations, timeouts, against a list of what was used."""
+    coord.limit("api", concurrency=3, requests=40, tokens=1000, per=16, margin=0)
+    dice = random.Random(3)
+    used: list[list[float]] = []  # when, and how many
+
+    def expected() -> tuple[int, float]:
+        now = [tokens for at, tokens in used if at + 16 > clock.now]
+        return len(now), sum(now)
+
+    def visit(depth: int = 0) -> None:
+        tokens = dice.choice([0, 1, 20, 300])
+        fits = expected()[0] < 40 and expected()[1] + tokens <= 1000
+        lock = coord.lock("api", tokens=tokens, timeout=0)
+        try:
+            with lock as slot:
+                used.append(mine := [clock.now, tokens])
+                clock.advance(dice.choice([0, 0, 0.25]))
+                for _ in range(dice.choice([0, 1, 2])):
+                    mine[1] = dice.choice([0, tokens / 2, tokens, tokens * 2])
+                    slot.commit(tokens=mine[1])
+                if depth < 2 and dice.random() < 0.3:
+                    visit(depth + 1)
+                if dice.random() < 0.3:
+                    raise ZeroDivisionError
+            if not depth and dice.random() < 0.3:
+                mine[1] = dice.choice([0, tokens])
+                slot.commit(tokens=mine[1])
+        except CoordinationTimeoutError:
+            assert not fits
+        except ZeroDivisionError:
+            pass
+
+    async def one(turn: int) -> None:
+        lock = coord.lock("api", tokens=(tokens := dice.choice([0, 10, 700])))
+        if await lock.acquire_async(timeout=dice.choice([None, 1, 4])):
+            used.append([clock.now, tokens])
+            lock.release()
+
+    async def some(turn: int) -> None:
+        tasks = [asyncio.ensure_future(one(turn)) for _ in range(5)]
+        for _ in range(2):
+            await asyncio.sleep(0)
+            clock.advance(dice.choice([0, 0.5, 4]))
+        for task in tasks:
+            if dice.random() < 0.5:
+                task.cancel()
+        while not all(task.done() for task in tasks):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            clock.advance(0.5)
+
+    async def main() -> None:
+        for turn in range(1200):
+            for _ in range(5):
+                visit()
+                clock.advance(dice.choice([0, 0.25, 1]))
+                assert (info(coord).requests_used, info(coord).tokens_used) == expected()
+            await some(turn)
+            assert (info(coord).requests_used, info(coord).tokens_used) == expected()
+            used[:] = [mine for mine in used if mine[0] + 16 > clock.now]
+
+    asyncio.run(main())
+    clock.advance(16)
+    assert (info(coord).requests_used, info(coord).tokens_used) == (0, 0)
+
+
+# -- R1, L2: entering again, and borrowing ------------------------------------------------------------------
+
+
+def test_R1_entering_again_takes_no_second_place_and_counts_as_a_request(coord: Coordinator) -> None:
+    """The slot is the same; request and tokens are those of one more call; a commit is about the innermost entry."""
+    coord.limit("api", concurrency=1, requests=10, tokens=100, per=PER)
+    with coord.lock("api", tokens=10) as outer:
+        with coord.lock("api", tokens=20) as inner:
+            assert inner is outer
+            assert (info(coord).places_taken, info(coord).requests_used, info(coord).tokens_used) == (1, 2, 30)
+            inner.commit(tokens=5)
+            assert info(coord).tokens_used == 15
+        outer.commit(tokens=1)
+        assert info(coord).tokens_used == 6
+        assert coord.snapshot().locks[0].holders[0].entries == 1
+    outer.commit(tokens=2)
+    assert info(coord).tokens_used == 7
+
+
+def test_R1_entering_again_passes_those_who_wait_for_a_place(coord: Coordinator) -> None:
+    """Else it would wait for those who wait for it."""
+    coord.limit("api", concurrency=1, requests=10, per=PER)
+    with coord.lock("api"):
+        waiter = queued(coord, coord.lock("api"))
+        with coord.lock("api", timeout=0):
+            assert line(coord) == ['thread "Waiter"']
+    waiter.entered().go()
+
+
+def test_R1_entering_again_waits_for_its_time_and_passes_the_line_there_too(
+    coord: Coordinator, clock: CountingClock
+) -> None:
+    """Its request counts like any: no denser window; but it comes before those who wait for its place."""
+    coord.limit("api", concurrency=1, requests=2, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    clock.advance(16)
+    again = threading.Event()
+
+    def hold() -> None:
+        with coord.lock("api"):
+            assert start.wait(10)
+            with coord.lock("api"):
+                again.set()
+
+    start = threading.Event()
+    threads = start_all(hold)
+    eventually(lambda: inside(coord))
+    waiter = queued(coord, coord.lock("api"))
+    start.set()
+    eventually(lambda: len(line(coord)) == 2)
+    clock.wait_for_sleepers(1)
+    assert clock.timers == [PER - 16]
+    clock.advance(PER - 16)
+    join_all(threads)
+    assert again.is_set()
+    eventually(lambda: clock.timers == [16])
+    clock.advance(16)
+    waiter.entered().go()
+
+
+@pytest.mark.parametrize("kind", ["task", "to_thread"])
+def test_R1_a_borrower_takes_no_second_place_and_counts_as_a_request(coord: Coordinator, kind: str) -> None:
+    """A tool inside an agent inside one limit doesn't hang, and its call is counted."""
+    coord.limit("api", concurrency=1, requests=10, tokens=100, per=PER)
+    seen: list[Any] = []
+
+    def tool() -> None:
+        with coord.lock("api", tokens=20) as slot:
+            seen.append((info(coord).places_taken, info(coord).requests_used, info(coord).tokens_used))
+            slot.commit(tokens=5)
+
+    async def async_tool() -> None:
+        async with coord.lock("api", tokens=20) as slot:
+            seen.append((info(coord).places_taken, info(coord).requests_used, info(coord).tokens_used))
+            slot.commit(tokens=5)
+
+    async def main() -> None:
+        async with coord.lock("api", tokens=10):
+            waiter = queued(coord, coord.lock("api"))
+            if kind == "task":
+                await asyncio.gather(async_tool(), async_tool())
+            else:
+                await asyncio.gather(asyncio.to_thread(tool), asyncio.to_thread(tool))
+            assert line(coord) == ['thread "Waiter"']
+        waiter.entered().go()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert seen == [(1, 2, 30), (1, 3, 35)]
+    assert (info(coord).requests_used, info(coord).tokens_used) == (4, 20)
+
+
+def test_R1_a_borrower_whose_lenders_place_is_lent_takes_a_free_one_else_it_queues(coord: Coordinator) -> None:
+    """The first child shares its lender's place, the second takes the free one, the third waits for either."""
+    coord.limit("api", concurrency=2)
+    lock = coord.lock("api")
+    with lock:
+        context = copy_context()
+        first = Visitor(lock, "First", context).entered()
+        assert info(coord).places_taken == 1
+        second = Visitor(lock, "Second", context).entered()
+        assert info(coord).places_taken == 2
+        third = queued(coord, lock, "Third", context)
+        fourth = queued(coord, lock, "Fourth", context)
+        second.go()
+        third.entered()
+        assert line(coord) == ['thread "Fourth"']
+        first.go()
+        fourth.entered()
+        assert info(coord).places_taken == 2
+        third.go()
+    assert info(coord).places_taken == 1
+    fourth.go()
+
+
+def test_R1_a_child_in_a_place_of_its_own_lends_it_to_its_own_children(coord: Coordinator) -> None:
+    """Each borrows from its nearest ancestor that is inside, and a place is free when all who share it have left."""
+    coord.limit("api", concurrency=2)
+    lock = coord.lock("api")
+    with lock:
+        first = Visitor(lock, "First", copy_context()).entered()
+        second = Visitor(lock, "Second", copy_context()).entered()
+        grandchild = Visitor(lock, "Grandchild", second.context).entered()
+        loans = [(holder.who[8:-1], holder.borrowed) for holder in coord.snapshot().locks[0].holders[1:]]
+        assert loans == [("First", True), ("Second", False), ("Grandchild", True)]
+        stranger = queued(coord, lock, "Stranger")
+        second.go()
+        assert not stranger.inside.is_set()
+        grandchild.go()
+        stranger.entered()
+        first.go()
+    stranger.go()
+
+
+def test_R1_a_free_place_goes_to_the_line_before_it_goes_to_a_borrower(coord: Coordinator) -> None:
+    """A borrower that needs a place of its own stands in line like anybody."""
+    coord.limit("api", concurrency=2)
+    lock = coord.lock("api")
+    with lock:
+        context = copy_context()
+        other = Visitor(lock, "Other").entered()
+        child = Visitor(lock, "Child", context).entered()
+        stranger = queued(coord, lock, "Stranger")
+        sibling = queued(coord, lock, "Sibling", context)
+        other.go()
+        stranger.entered()
+        assert line(coord) == ['thread "Sibling"']
+        child.go()
+        sibling.entered().go()
+        stranger.go()
+
+
+def test_R1_when_the_lender_leaves_its_borrowers_keep_the_place(coord: Coordinator) -> None:
+    """The place is free when the last of them has left; who waited to borrow joins the line by arrival."""
+    coord.limit("api", concurrency=1)
+    lock = coord.lock("api")
+    with lock:
+        context = copy_context()
+        child = Visitor(lock, "Child", context).entered()
+        sibling = queued(coord, lock, "Sibling", context)
+        stranger = queued(coord, lock, "Stranger")
+    assert inside(coord) == ['thread "Child"']
+    assert info(coord).places_taken == 1
+    child.go()
+    sibling.entered()
+    assert line(coord) == ['thread "Stranger"']
+    sibling.go()
+    stranger.entered().go()
+
+
+def test_R1_a_borrower_that_waits_for_its_time_is_served_before_the_line(
+    coord: Coordinator, clock: CountingClock
+) -> None:
+    """It needs no place, and nobody can leave before it has come in."""
+    coord.limit("api", concurrency=1, requests=2, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    lock = coord.lock("api")
+    with lock:
+        stranger = queued(coord, lock, "Stranger")
+        child = queued(coord, lock, "Child", copy_context())
+        clock.wait_for_sleepers(1)
+        clock.advance(PER)
+        child.entered().go()
+    stranger.entered().go()
+
+
+def test_R1_children_of_one_block_come_in_a_few_at_a_time(coord: Coordinator) -> None:
+    """Very many tasks started inside one block, under the same limit: as many at once as places allow, and all end."""
+    coord.limit("api", concurrency=4)
+    crowd = Crowd()
+
+    async def child() -> None:
+        async with coord.lock("api"):
+            with crowd:
+                await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with coord.lock("api"):
+            await asyncio.gather(*(child() for _ in range(300)))
+
+    asyncio.run(main())
+    assert (crowd.most, crowd.entered) == (4, 300)  # three beside the one who shares the lender's place
+
+
+def test_L2_lend_false_turns_lending_off(coord: Coordinator) -> None:
+    """A child of such a holder is a stranger."""
+    coord.limit("api", concurrency=1)
+    with coord.lock("api", lend=False):
+        context = copy_context()
+        assert in_thread(lambda: context.run(lambda: coord.lock("api").acquire(timeout=0))) is False
+
+
+# -- generators ---------------------------------------------------------------------------------------------
+
+
+def test_L2_a_collected_generator_lets_the_next_one_in(coord: Coordinator) -> None:
+    """Found by the collector on a thread that is inside the table's mutex."""
+    coord.limit("api", concurrency=1)
+
+    @coord.coordinate("stream", lock_name="api")
+    def stream() -> Iterator[int]:
+        yield 1
+
+    items: list[Any] = [stream()]
+    next(items[0])
+    waiter = queued(coord, coord.lock("api"))
+    items.append(items)
+    gc.disable()
+    try:
+        del items
+        with coord._table._mutex:
+            gc.collect()
+    finally:
+        gc.enable()
+    coord.snapshot()
+    waiter.entered().go()
+
+
+def test_L2_a_generator_is_reentrant_for_its_driver(coord: Coordinator) -> None:
+    """What its step calls enters by its place, and `coord.slot` there is the generator's."""
+    coord.limit("api", concurrency=1, requests=10, tokens=100, per=PER)
+    slots: list[Slot] = []
+
+    @coord.coordinate("stream", lock_name="api", tokens=10)
+    def stream() -> Iterator[int]:
+        with coord.lock("api", timeout=0, tokens=20) as slot:
+            slots.extend((slot, coord.slot("api")))
+            yield 1
+        coord.slot("api").commit(tokens=1)
+        yield 2
+
+    assert list(stream()) == [1, 2]
+    assert slots[0] is slots[1]
+    assert (info(coord).requests_used, info(coord).tokens_used) == (2, 21)
+
+
+# -- R4: pauses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("declared", [{"concurrency": 3}, {"requests": 100}, {"tokens": 100}, None])
+def test_R4_throttled_holds_back_everyone(coord: Coordinator, clock: CountingClock, declared: Any) -> None:
+    """Newcomers, those in line, whoever enters again, and borrowers; until then and no longer; a plain lock too."""
+    if declared:
+        coord.limit("api", **declared)
+    lock = coord.lock("api")
+    with lock as slot:
+        slot.throttled(retry_after=16)
+        assert not enters(lock)
+        assert lock.acquire(timeout=0) is False
+        context = copy_context()
+        assert in_thread(lambda: context.run(lambda: lock.acquire(timeout=0))) is False
+        assert lock.locked()
+    assert lock.locked()
+    waiters = [queued(coord, lock, f"W{number}") for number in range(3)]
+    clock.wait_for_sleepers(1)
+    assert clock.timers == [16]
+    clock.advance(15)
+    assert len(line(coord)) == 3
+    clock.advance(1)
+    for waiter in waiters:
+        waiter.leave.set()
+    for waiter in waiters:
+        waiter.entered().go()
+    assert enters(lock)
+
+
+def test_R4_the_longest_pause_counts(coord: Coordinator, clock: CountingClock) -> None:
+    """A shorter one said later changes nothing; None is a second."""
+    coord.limit("api", requests=1000)
+    lock = coord.lock("api")
+    with lock as slot:
+        slot.throttled()
+        assert info(coord).held_back_for == 1
+        slot.throttled(retry_after=20)
+        slot.throttled(retry_after=5)
+        slot.throttled()
+        slot.throttled(retry_after=0)
+        assert info(coord).held_back_for == 20
+    waiter = queued(coord, lock)
+    clock.wait_for_sleepers(1)
+    clock.advance(10)
+    slot.throttled(retry_after=20)  # from now, and after the block
+    assert info(coord).held_back_for == 20
+    eventually(lambda: clock.timers == [20])
+    clock.advance(20)
+    waiter.entered().go()
+    slot.throttled(retry_after=0)
+    assert enters(lock)
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), 10**400, True, "5"])
+def test_R4_a_pause_that_makes_no_sense_is_refused(coord: Coordinator, wrong: Any) -> None:
+    """What is no finite number, 0 or more; nothing is changed, a plain lock stays one."""
+    kind = ValueError if isinstance(wrong, (int, float)) and wrong is not True else TypeError
+    with coord.lock("api") as slot, pytest.raises(kind, match="retry_after"):
+        slot.throttled(retry_after=wrong)
+    assert coord.snapshot().limits == ()
+    assert enters(coord.lock("api"))
+
+
+def test_R4_a_lock_held_back_and_then_limited_stays_limited(coord: Coordinator, clock: CountingClock) -> None:
+    """What was declared stays, and the pause goes on."""
+    with coord.lock("api") as slot:
+        slot.throttled(retry_after=5)
+    coord.limit("api", concurrency=2)
+    assert not enters(coord.lock("api"))
+    clock.advance(5)
+    with Visitor(coord.lock("api")):
+        assert enters(coord.lock("api"))
+    assert info(coord).concurrency == 2
+
+
+class TooManyRequests(Exception):
+    def __init__(self, **headers: Any) -> None:
+        super().__init__("429")
+        self.response = SimpleNamespace(headers={name.replace("_", "-"): said for name, said in headers.items()})
+
+
+def nonsense(**fields: Any) -> Exception:
+    error = Exception("429")
+    error.__dict__.update(fields)
+    return error
+
+
+class Broken:
+    @property
+    def headers(self) -> Any:
+        raise RuntimeError("no headers were read")
+
+
+NOW = 1_001_000.0  # what the fake clock says the date is
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (TooManyRequests(retry_after="20"), 20),
+        (TooManyRequests(retry_after="0.5"), 0.5),
+        (TooManyRequests(retry_after=7), 7),
+        (TooManyRequests(retry_after=b"8"), 8),
+        (TooManyRequests(retry_after="0"), 0),
+        (TooManyRequests(retry_after_ms="1500"), 1.5),
+        (TooManyRequests(retry_after_ms="1500", retry_after="2"), 1.5),
+        (TooManyRequests(retry_after_ms="soon", retry_after="2"), 2),
+        (TooManyRequests(retry_after=formatdate(NOW + 90, usegmt=True)), 90),
+        (TooManyRequests(retry_after=formatdate(NOW + 90)), 90),
+        (TooManyRequests(retry_after=formatdate(NOW - 90, usegmt=True)), 0),
+        (TooManyRequests(retry_after="in a while"), None),
+        (TooManyRequests(retry_after=""), None),
+        (TooManyRequests(retry_after="-5"), None),
+        (TooManyRequests(retry_after="nan"), None),
+        (TooManyRequests(retry_after="inf"), None),
+        (TooManyRequests(retry_after="9" * 400), None),
+        (TooManyRequests(retry_after="Fri, 99 Nov 2026 99:00:00 GMT"), None),
+        (TooManyRequests(retry_after=["20"]), None),
+        (TooManyRequests(), None),
+        (nonsense(), None),
+        (nonsense(response=None), None),
+        (nonsense(response=SimpleNamespace(headers=None)), None),
+        (nonsense(response=SimpleNamespace(headers=[("retry-after", "5")])), None),
+        (nonsense(response=Broken()), None),
+    ],
+)
+def test_R4_how_long_is_read_off_the_errors_response(
+    coord: Coordinator, error: Exception, seconds: Optional[float]
+) -> None:
+    """Milliseconds, seconds, a date; a second where nothing can be read; the error goes on unchanged."""
+    assert retry_after(error, NOW) == seconds
+    coord.limit("api", requests=1000)
+
+    @coord.coordinate("agent", lock_name="api", throttle_on=(KeyError, Exception))
+    def agent() -> None:
+        raise error
+
+    with pytest.raises(Exception, match="429") as caught:
+        agent()
+    assert caught.value is error
+    assert info(coord).held_back_for == (1 if seconds is None else seconds)
+
+
+def throttling_agents(coord: Coordinator) -> dict[str, Callable[[], Any]]:
+    """An agent of each kind whose API wants a pause of 20 s."""
+    decorate = coord.coordinate("agent", lock_name="api", throttle_on=TooManyRequests)
+
+    def fail() -> None:
+        raise TooManyRequests(retry_after="20")
+
+    @decorate
+    def function() -> None:
+        fail()
+
+    @decorate
+    async def coroutine() -> None:
+        fail()
+
+    @decorate
+    def generator() -> Iterator[int]:
+        yield 1
+        fail()
+
+    @decorate
+    async def async_generator() -> AsyncIterator[int]:
+        yield 1
+        fail()
+
+    async def drain() -> None:
+        async for _ in async_generator():
+            pass
+
+    return {
+        "function": function,
+        "coroutine": lambda: asyncio.run(coroutine()),
+        "generator": lambda: list(generator()),
+        "async generator": lambda: asyncio.run(drain()),
+    }
+
+
+KINDS = ["function", "coroutine", "generator", "async generator"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("heard", [False, True])
+def test_R4_nobody_comes_in_between_the_429_and_the_pause(
+    coord: Coordinator, clock: CountingClock, kind: str, heard: bool
+) -> None:
+    """The next in line stands there when the error comes; it gets the place after the pause, not at once."""
+    coord.limit("api", concurrency=1)
+    subscription = coord.on("agent_failed", lambda data: None) if heard else None
+    waiters: list[Visitor] = []
+    call = throttling_agents(coord)[kind]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Visitor(coord.lock("api")))
+        threads = start_all(lambda: pytest.raises(TooManyRequests, call))  # noqa: RUF061
+        eventually(lambda: line(coord))
+        waiters.append(queued(coord, coord.lock("api"), "Next"))
+    join_all(threads)
+    assert line(coord) == ['thread "Next"']
+    assert info(coord).held_back_for == 20
+    clock.wait_for_sleepers(1)
+    clock.advance(20)
+    waiters[0].entered().go()
+    if subscription is not None:
+        subscription.cancel()
+
+
+def test_R4_other_errors_and_waits_hold_back_nobody(coord: Coordinator) -> None:
+    """Only the types that were named, and only what the agent itself raised inside."""
+    coord.limit("api", concurrency=1)
+
+    @coord.coordinate("agent", lock_name="api", throttle_on=(TooManyRequests, CoordinationTimeoutError), timeout=0)
+    def agent(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="mine"):
+        agent(ValueError("mine"))
+    with Visitor(coord.lock("api")), pytest.raises(CoordinationTimeoutError):
+        agent(ValueError("never called"))
+    assert info(coord).held_back_for == 0
+    for wrong in ("TooManyRequests", [TooManyRequests], None, 429, TooManyRequests()):
+        with pytest.raises(TypeError, match="throttle_on"):
+            coord.coordinate("agent", lock_name="api", throttle_on=wrong)  # type: ignore[arg-type]
+
+
+# -- R5: what is no limit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("declared", "error", "says"),
+    [
+        ({}, ValueError, "at least one of concurrency, requests and tokens"),
+        ({"per": 5}, ValueError, "at least one of"),
+        *[({part: 0}, ValueError, f"{part} must be at least 1") for part in ("concurrency", "requests", "tokens")],
+        *[({part: -3}, ValueError, f"{part} must be at least 1") for part in ("concurrency", "requests", "tokens")],
+        *[
+            ({part: wrong}, TypeError, f"{part} must be a whole number or None")
+            for part in ("concurrency", "requests", "tokens")
+            for wrong in (True, 1.0, "4", float("inf"), [1])
+        ],
+        ({"requests": 1, "concurrency": 0}, ValueError, "concurrency must be"),
+        ({"requests": 1, "per": 0}, ValueError, "per must be more than 0"),
+        ({"requests": 1, "per": -1}, ValueError, "per must be"),
+        ({"requests": 1, "per": float("nan")}, ValueError, "per must be"),
+        ({"requests": 1, "per": float("inf")}, ValueError, "per must be"),
+        ({"requests": 1, "per": 10**400}, ValueError, "per must be"),
+        ({"requests": 1, "per": "60"}, TypeError, "per must be a number"),
+        ({"requests": 1, "per": None}, TypeError, "per must be a number"),
+        ({"requests": 1, "per": True}, TypeError, "per must be a number"),
+        ({"requests": 1, "margin": -0.1}, ValueError, "margin must be"),
+        ({"requests": 1, "margin": float("inf")}, ValueError, "margin must be"),
+        ({"requests": 1, "margin": None}, TypeError, "margin must be a number"),
+    ],
+)
+def test_R5_bad_limits_are_refused_where_they_are_declared(
+    coord: Coordinator, declared: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    """Each with what is wrong about it, and nothing is changed: neither a lock nor a limit that was there."""
+    with pytest.raises(error, match=says):
+        coord.limit("api", **declared)
+    assert coord.snapshot().limits == ()
+    coord.limit("api", concurrency=7)
+    with pytest.raises(error, match=says):
+        coord.limit("api", **declared)
+    assert info(coord).concurrency == 7
+
+
+@pytest.mark.parametrize(("name", "error"), [("", ValueError), (None, TypeError), (3, TypeError), (b"api", TypeError)])
+def test_R5_a_limits_name_is_a_non_empty_string(coord: Coordinator, name: Any, error: type[Exception]) -> None:
+    """As for a lock."""
+    with pytest.raises(error, match="name must"):
+        coord.limit(name, concurrency=1)
+    with pytest.raises(error, match="name must"):
+        coord.slot(name)
+
+
+def test_R5_exactly_what_the_limit_allows_is_possible(coord: Coordinator) -> None:
+    """The whole of a window in one call."""
+    coord.limit("api", tokens=1_234_567)
+    assert enters(coord.lock("api", tokens=1_234_567))
+    with pytest.raises(ValueError, match="1234568 tokens can never be had from limit 'api': it allows 1234567 in 60 s"):
+        coord.lock("api", tokens=1_234_568).acquire(timeout=0)
+
+
+# -- changing a limit ---------------------------------------------------------------------------------------
+
+
+def test_R1_more_places_let_those_in_who_wait(coord: Coordinator) -> None:
+    """At once, and as many as there are new places."""
+    coord.limit("api", concurrency=1)
+    lock = coord.lock("api")
+    first = Visitor(lock).entered()
+    waiters = [queued(coord, lock, f"W{number}") for number in range(4)]
+    coord.limit("api", concurrency=3)
+    for visitor in waiters[:2]:
+        visitor.entered()
+    assert line(coord) == ['thread "W2"', 'thread "W3"']
+    coord.limit("api", requests=1000)
+    for visitor in [first, *waiters]:
+        visitor.entered().go()
+
+
+def test_R1_fewer_places_put_nobody_out_and_let_nobody_in_before_there_is_room(coord: Coordinator) -> None:
+    """Those inside stay; the next enters when fewer than the new number are left."""
+    coord.limit("api", concurrency=3)
+    lock = coord.lock("api")
+    visitors = [Visitor(lock).entered() for _ in range(3)]
+    coord.limit("api", concurrency=1)
+    waiter = queued(coord, lock)
+    assert info(coord).places_taken == 3
+    visitors.pop().go()
+    visitors.pop().go()
+    assert line(coord)
+    visitors.pop().go()
+    waiter.entered().go()
+
+
+def test_R1_another_rate_takes_effect_at_once_for_those_who_wait(coord: Coordinator, clock: CountingClock) -> None:
+    """More requests, a shorter window, fewer requests; what was used before still counts."""
+    coord.limit("api", requests=1, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    waiters = [queued(coord, coord.lock("api"), f"W{number}") for number in range(4)]
+    clock.wait_for_sleepers(1)
+    coord.limit("api", requests=2, per=PER, margin=0)
+    waiters[0].entered().go()
+    eventually(lambda: clock.timers == [PER])
+    coord.limit("api", requests=2, per=2 * PER, margin=0.5)
+    eventually(lambda: clock.timers == [2 * PER + 0.5])
+    clock.advance(16)
+    coord.limit("api", requests=2, per=16, margin=0)
+    waiters[1].entered().go()
+    waiters[2].entered().go()
+    eventually(lambda: clock.timers == [16])
+    coord.limit("api", tokens=100, concurrency=5)
+    waiters[3].entered().go()
+
+
+def test_R5_tokens_that_have_become_impossible_are_refused_in_the_waiter(coord: Coordinator) -> None:
+    """The limit is lowered while threads and tasks wait: those who can never come in are told, the others go on."""
+    coord.limit("api", tokens=100, per=PER)
+    lock = coord.lock("api")
+
+    async def main() -> None:
+        with coord.lock("api", tokens=60) as slot:
+            thread = queued(coord, coord.lock("api", tokens=50), "Thread")
+            task = Context().run(asyncio.ensure_future, coord.lock("api", tokens=45).acquire_async(timeout=1000))
+            await until(lambda: len(line(coord)) == 2)
+            small = queued(coord, coord.lock("api", tokens=35), "Small")
+            coord.limit("api", tokens=40, per=PER)
+            with pytest.raises(ValueError, match="45 tokens can never be had from limit 'api': it allows 40"):
+                await task
+            error = thread.ended()
+            assert isinstance(error, ValueError)
+            assert "50 tokens" in str(error)
+            assert line(coord) == ['thread "Small"']
+            slot.commit(tokens=5)
+            small.entered().go()
+
+    asyncio.run(main())
+    assert lock.locked() is False
+
+
+def test_R1_a_lock_becomes_a_limit_while_it_is_held_and_waited_for(coord: Coordinator) -> None:
+    """The holder has one of the places, borrowers share it, and as many of the line come in as there is room for."""
+    lock = coord.lock("api")
+    with lock as slot:
+        child = Visitor(lock, "Child", copy_context()).entered()
+        sibling = queued(coord, lock, "Sibling", copy_context())
+        strangers = [queued(coord, lock, f"S{number}") for number in range(3)]
+        coord.limit("api", concurrency=2, requests=100, per=PER)
+        sibling.entered()
+        assert info(coord).places_taken == 2
+        assert [holder.borrowed for holder in coord.snapshot().locks[0].holders] == [False, True, False]
+        slot.commit(tokens=5)
+        with lock as again:
+            assert again is slot
+        assert len(line(coord)) == 3
+    child.go()
+    strangers[0].entered()
+    sibling.go()
+    strangers[1].entered()
+    for visitor in strangers:
+        visitor.go()
+    assert info(coord).requests_used == 5  # whoever came in when it was a lock is not counted
+
+
+@pytest.mark.parametrize("borrowers", [0, 1])
+@pytest.mark.parametrize("limit", [{"concurrency": 1}, {"concurrency": 2}, {"requests": 100}])
+def test_R1_a_holder_may_leave_the_quick_way_just_after_its_lock_has_become_a_limit(
+    borrowers: int, limit: dict[str, Any]
+) -> None:
+    """It has looked for others before the limit was there: its place is free, or stays its borrower's."""
+    hooks: list[Callable[[], Any]] = []
+
+    class Slots(dict):  # type: ignore[type-arg]
+        def __delitem__(self, key: Any) -> None:
+            while hooks:
+                hooks.pop()()
+            super().__delitem__(key)
+
+    storage = iter([Slots(), {}])
+    coord = Coordinator(clock=FakeClock())
+    coord._table = LockTable(FakeClock(), slow_after=None, storage=lambda: next(storage))
+    lock = coord.lock("api")
+    visitors: list[Visitor] = []
+
+    def happen() -> None:
+        if borrowers:
+            visitors.append(Visitor(lock, "Child", context).entered())
+        coord.limit("api", **limit)
+        assert info(coord).places_taken == 1
+        if limit == {"concurrency": 1}:
+            visitors.append(queued(coord, lock, "Stranger"))
+        else:
+            visitors.append(Visitor(lock, "Stranger").entered())
+
+    lock.acquire()
+    context = copy_context()
+    hooks.append(happen)
+    lock.__exit__(None, None, None)
+    assert info(coord).places_taken == (2 if borrowers and limit != {"concurrency": 1} else 1)
+    for visitor in visitors:
+        visitor.go()
+    assert nothing_left(coord)
+    assert enters(lock)
+
+
+def test_R1_one_who_was_let_in_when_it_was_a_lock_may_give_up_when_it_is_a_limit(coord: Coordinator) -> None:
+    """Cancelled between its turn and its waking up, with the limit declared in between: the place is free."""
+    lock = coord.lock("api")
+
+    async def main() -> None:
+        await lock.acquire_async()
+        task = Context().run(asyncio.ensure_future, lock.acquire_async())
+        await until(lambda: line(coord))
+        lock.release()
+        coord.limit("api", concurrency=1)
+        assert info(coord).places_taken == 1
+        task.cancel()
+        await asyncio.wait([task])
+        assert info(coord).places_taken == 0
+
+    asyncio.run(main())
+    assert enters(lock)
+
+
+def test_R1_a_limit_may_be_declared_before_during_and_after(coord: Coordinator) -> None:
+    """Handles made before obey it, agents decorated before too."""
+    lock = coord.lock("api")
+    seen: list[int] = []
+
+    @coord.coordinate("agent", lock_name="api")
+    def agent() -> None:
+        seen.append(info(coord).places_taken if coord.snapshot().limits else -1)
+
+    agent()
+    with lock:
+        coord.limit("api", concurrency=3)
+    agent()
+    coord.limit("api", requests=2)
+    agent()
+    agent()
+    assert seen == [-1, 1, 1, 1]
+    assert lock.locked()
+
+
+# -- L4: time -----------------------------------------------------------------------------------------------
+
+
+def test_L4_zero_tries_once_and_never_waits(coord: Coordinator, clock: CountingClock) -> None:
+    """Whatever is missing, place or time: no, at once; `with` raises."""
+    coord.limit("api", concurrency=1, requests=2, per=PER)
+    once = coord.lock("api", timeout=0)
+
+    async def main() -> None:
+        assert await once.acquire_async(timeout=0) is False
+        assert await once.acquire_async(blocking=False) is False
+        with pytest.raises(CoordinationTimeoutError, match="is not free"):
+            async with once:
+                pass
+
+    with Visitor(coord.lock("api")):
+        assert once.acquire() is False
+        asyncio.run(main())
+    assert enters(once)
+    assert once.acquire(blocking=False) is False
+    asyncio.run(main())
+    assert not clock.waits
+    assert (info(coord).requests_used, line(coord)) == (2, [])
+
+
+@pytest.mark.parametrize("how", ["thread", "task"])
+def test_L4_a_positive_timeout_waits_no_longer_than_that(coord: Coordinator, clock: CountingClock, how: str) -> None:
+    """One who waits for its time sleeps until its time or its timeout, whichever comes first."""
+    coord.limit("api", requests=1, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    answers: list[bool] = []
+
+    def visit(timeout: float) -> None:
+        lock = coord.lock("api")
+        if how == "thread":
+            answers.append(lock.acquire(timeout=timeout))
+            if answers[-1]:
+                lock.release()
+            return
+
+        async def main() -> None:
+            answers.append(await lock.acquire_async(timeout=timeout))
+            if answers[-1]:
+                lock.release()
+
+        asyncio.run(main())
+
+    for timeout, slept in ((16, 16), (1000, PER - 16)):
+        threads = start_all(lambda timeout=timeout: visit(timeout))
+        clock.wait_for_sleepers(1)
+        assert clock.timers == [slept]
+        clock.advance(slept)
+        join_all(threads)
+    assert answers == [False, True]
+
+
+def test_L4_the_error_says_what_is_used_and_who_is_inside(coord: Coordinator, clock: CountingClock) -> None:
+    """With no place: a holder, since when, how many; with places, but no time: when the next may enter."""
+    coord.limit("api", concurrency=1, requests=500, tokens=30_000, margin=0)
+    with Visitor(coord.lock("api", tokens=29_000), "Holder"):
+        clock.advance(7)
+        with pytest.raises(CoordinationTimeoutError) as caught:
+            coord.lock("api", timeout=0).__enter__()
+    assert str(caught.value) == (
+        'lock \'api\' is not free for thread "MainThread": held for 7 s by thread "Holder"; 1 of 1 places are taken; '
+        "1 of 500 requests in 60 s are used; 29000 of 30000 tokens in 60 s are used; the next may enter when somebody "
+        "leaves"
+    )
+    assert (caught.value.held_for, caught.value.holder, caught.value.timeout) == (7, 'thread "Holder"', 0)
+    coord.limit("api", concurrency=2, requests=1, margin=0)
+    with Visitor(coord.lock("b")), pytest.raises(CoordinationTimeoutError) as caught:
+        coord.lock("api", timeout=0).__enter__()
+    assert str(caught.value) == (
+        "lock 'api' is not free for thread \"MainThread\": 0 of 2 places are taken; 1 of 1 requests in 60 s are used; "
+        "the next may enter in 53 s"
+    )
+    assert (caught.value.held_for, caught.value.holder) == (None, None)
+
+
+def test_L4_a_wait_that_was_too_long_says_how_many_others_wait(coord: Coordinator, clock: CountingClock) -> None:
+    """By `with` and through an agent, on threads and loops."""
+    coord.limit("api", requests=1, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    other = queued(coord, coord.lock("api"))
+    errors: list[CoordinationTimeoutError] = []
+
+    @coord.coordinate("agent", lock_name="api", timeout=4)
+    async def agent() -> None:
+        raise AssertionError("its time has not come")
+
+    def visit() -> None:
+        try:
+            asyncio.run(agent())
+        except CoordinationTimeoutError as error:
+            errors.append(error)
+
+    threads = start_all(visit)
+    clock.wait_for_sleepers(2)
+    clock.advance(4)
+    join_all(threads)
+    assert "was not free within 4 s" in str(errors[0])
+    assert "the next may enter in 60 s; 1 other waiting" in str(errors[0])
+    assert errors[0].waiting == 1
+    clock.wait_for_sleepers(1)
+    clock.advance(60)
+    other.entered().go()
+
+
+# -- L5: waits that could never end -------------------------------------------------------------------------
+
+
+def cross(coord: Coordinator, first: str, second: str) -> Visitor:
+    """A thread that holds the one and waits for the other."""
+
+    class Both:
+        name = second
+
+        def __enter__(self) -> None:
+            coord.lock(first).__enter__()
+            coord.lock(second).__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            coord.lock(second).__exit__(None, None, None)
+            coord.lock(first).__exit__(None, None, None)
+
+    return queued(coord, Both(), f"Cross-{first}-{second}")
+
+
+def test_L5_a_wait_is_refused_only_if_every_holder_is_stuck(coord: Coordinator) -> None:
+    """Two places: one holder waits for me, the other can go on, and I wait; then it is stuck too, and I am refused."""
+    coord.limit("api", concurrency=2)
+    free = Visitor(coord.lock("api"), "Free").entered()
+    with coord.lock("b"):
+        stuck = cross(coord, "api", "b")
+        answers: list[Any] = []
+        helper = start_all(lambda: (eventually(lambda: line(coord)), answers.append(True), free.go()))
+        with coord.lock("api"):
+            pass
+        join_all(helper)
+        assert answers == [True]
+        also = cross(coord, "api", "b")
+        with pytest.raises(DeadlockError) as caught:
+            coord.lock("api").acquire()
+        assert "'api'" in str(caught.value)
+        assert "'b'" in str(caught.value)
+        assert line(coord) == []
+    stuck.entered().go()
+    also.entered().go()
+
+
+def test_L5_two_who_would_enter_again_wait_for_nobody(coord: Coordinator) -> None:
+    """Both places taken, and both holders enter again: no ring."""
+    coord.limit("api", concurrency=2)
+    barrier = threading.Barrier(2)
+
+    def visit() -> None:
+        with coord.lock("api"):
+            barrier.wait(10)
+            with coord.lock("api"):
+                barrier.wait(10)
+
+    join_all(start_all(visit, visit))
+
+
+def test_L5_waiting_for_a_rate_is_never_refused(coord: Coordinator, clock: CountingClock) -> None:
+    """Everyone inside waits for me, and I for time: it will pass."""
+    coord.limit("api", requests=2, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    with coord.lock("b"):
+        stuck = cross(coord, "api", "b")
+        helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(PER)))
+        with coord.lock("api"):
+            pass
+        join_all(helper)
+    stuck.entered().go()
+
+
+def test_L5_two_requests_left_close_no_ring(coord: Coordinator, clock: CountingClock) -> None:
+    """One is taken by a group that waits for me; the other will be free in time."""
+    coord.limit("api", requests=2, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    with coord.lock("b"):
+        group = Visitor(coord.lock("api", "b"))
+        eventually(lambda: line(coord, "b"))
+        helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(PER)))
+        with coord.lock("api"):
+            pass
+        join_all(helper)
+    group.entered().go()
+
+
+def test_L5_a_blocking_acquire_beside_a_task_of_its_own_loop_waits_for_its_time(
+    coord: Coordinator, clock: CountingClock
+) -> None:
+    """The task ahead sleeps on the loop that is blocked; still both times come, and somebody looks at the clock."""
+    coord.limit("api", requests=2, per=PER, margin=0)
+    for _ in range(2):
+        assert enters(coord.lock("api"))
+
+    async def main() -> None:
+        task = asyncio.ensure_future(by_hand(coord.lock("api")))
+        await until(lambda: line(coord))
+        helper = start_all(lambda: (clock.wait_for_sleepers(2), clock.advance(PER)))
+        with coord.lock("api"):
+            pass
+        join_all(helper)
+        await task
+
+    asyncio.run(main())
+
+
+# -- L7: whoever stops waiting leaves nothing behind --------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [{"concurrency": 1}, {"requests": 1}, {"tokens": 10}])
+def test_L7_a_cancelled_waiter_leaves_nothing_behind(
+    coord: Coordinator, clock: CountingClock, limit: dict[str, int]
+) -> None:
+    """It is out of the line with its timer, and the next gets its turn."""
+    coord.limit("api", **limit, per=PER, margin=0)
+    lock = coord.lock("api", tokens=10)
+
+    async def main() -> None:
+        with Visitor(lock):
+            first, second = (asyncio.ensure_future(by_hand(lock)) for _ in range(2))
+            await until(lambda: len(line(coord)) == 2)
+            first.cancel()
+            await asyncio.wait([first])
+            assert len(line(coord)) == 1
+            await until(lambda: len(clock.timers) == ("concurrency" not in limit))
+        clock.advance(PER)
+        await second
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("first", ["turn", "cancel"])
+@pytest.mark.parametrize("limit", [{"concurrency": 1}, {"requests": 1}, {"tokens": 10}])
+def test_L7_a_turn_that_meets_a_cancellation_is_passed_on(
+    coord: Coordinator, clock: CountingClock, first: str, limit: dict[str, int]
+) -> None:
+    """In one turn of the loop, in either order: place, request and tokens are the next one's."""
+    coord.limit("api", **limit, per=PER, margin=0)
+    lock = coord.lock("api", tokens=10)
+
+    def turn() -> None:
+        lock.release()
+        clock.advance(PER)
+        coord.snapshot()
+
+    async def main() -> None:
+        await lock.acquire_async()
+        fresh = Context()
+        doomed, heir = (fresh.run(asyncio.ensure_future, by_hand(lock)) for _ in range(2))
+        await until(lambda: len(line(coord)) == 2)
+        for act in [turn, doomed.cancel] if first == "turn" else [doomed.cancel, turn]:
+            act()
+        await asyncio.wait_for(heir, 10)
+        assert doomed.cancelled()
+        assert (info(coord).requests_used, info(coord).tokens_used) in ((1, 10), (0, 0))
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads")
+@pytest.mark.parametrize("limit", [{"concurrency": 1}, {"requests": 1}])
+def test_L7_ctrl_c_in_a_waiting_main_thread_leaves_nothing_behind(limit: dict[str, int]) -> None:
+    """A real SIGINT ends the wait, for a place and for a time, as KeyboardInterrupt."""
+    with Coordinator() as coord:
+        coord.limit("api", **limit)
+        lock, main = coord.lock("api"), threading.get_ident()
+
+        def interrupt() -> None:
+            eventually(lambda: line(coord))
+            signal.pthread_kill(main, signal.SIGINT)
+
+        with Visitor(lock):
+            threads = start_all(interrupt)
+            with pytest.raises(KeyboardInterrupt), lock:
+                pass
+            join_all(threads)
+            assert line(coord) == []
+        assert nothing_left(coord)
+        assert info(coord).requests_used == ("requests" in limit)
+
+
+class Interruption:
+    """One wait of this thread's with a stranger behind it, interrupted at such a function call of ours."""
+
+    def __init__(self, limit: Limit, call: int, again: bool) -> None:
+        self.call = call
+        self.seen = 0
+        self.place: Optional[str] = None
+        self.me = current_owner()
+        self.others = [ThreadOwner(threading.current_thread()) for _ in range(2)]
+        interruption = self
+
+        class HandingOver(FakeClock):
+            def wait(self, lock: Any, timeout: Optional[float]) -> bool:
+                sys.settrace(None)  # what happens now happens elsewhere
+                interruption.turn()
+                sys.settrace(interruption.trace)
+                return bool(lock.acquire())
+
+        self.clock = HandingOver()
+        self.table = LockTable(self.clock, slow_after=None)
+        self.table.limit("a", limit)
+        self.held = self.enter(self.me) if again else None
+        self.slot = self.enter(self.others[0])
+        self.behind: Any = None
+
+    def enter(self, me: Any) -> Optional[Slot]:
+        return Context().run(self.table.acquire, "a", None, me, None, True, 1)
+
+    def turn(self) -> None:
+        """The stranger behind comes, and then the time for both."""
+        if self.behind is None:
+            self.behind = self.table._ask("a", self.others[1], None, SimpleNamespace(ring=lambda: True), None, 1)
+            Context().run(self.table._decide, self.behind, True)
+            assert self.slot is not None
+            self.table.free(self.slot, self.others[0])
+            self.clock.now += 60
+            self.table.is_free("a")
+
+    def trace(self, frame: Any, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if code.co_name == "wait" or not code.co_filename.startswith(PACKAGE):
+            return None
+        if self.table.book.waiting or self.seen:  # from joining the line on
+            self.seen += 1
+            if self.seen == self.call:
+                self.place = code.co_name
+                raise KeyboardInterrupt
+        return None
+
+    def run(self) -> list[str]:
+        """What is wrong afterwards."""
+        before = sys.gettrace()
+        got = None
+        sys.settrace(self.trace)
+        try:
+            got = self.enter(self.me)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        if got is not None:
+            self.table.free(got, self.me)
+        if self.behind is None:
+            self.turn()
+        self.clock.now += 60
+        self.table.is_free("a")
+        left = []
+        if not self.behind.served:
+            left.append("the one behind never got its turn")
+        else:
+            self.behind.request.enter(self.clock.now)
+            self.table.free(self.behind.claim, self.others[1])
+        if self.held is not None:
+            if self.held.depth != 1:
+                left.append(f"the holder has {self.held.depth} entries")
+            self.table.free(self.held, self.me)
+        self.clock.now += 60
+        (found,) = self.table.limits()
+        entry: Any = self.table.entries["a"]
+        if (found.places_taken, found.requests_used, found.tokens_used, found.waiting) != (0, 0, 0, 0):
+            left.append(str(found))
+        if entry.inside() or entry.hopeful or entry.account.open or self.table.book.waiting:
+            left.append(f"left {entry.inside()} {entry.hopeful} {entry.account.open}")
+        return [f"interrupted in {self.place} ({self.call}): {problem}" for problem in left]
+
+
+def test_L7_a_waiter_on_a_closed_loop_is_passed_over(coord: Coordinator) -> None:
+    """Its loop was closed while it waited for a place: its turn goes to the next in line."""
+    coord.limit("api", concurrency=1)
+    lock = coord.lock("api")
+    with lock:
+        tasks = [closed_loop(lock) for _ in range(3)]
+        waiter = queued(coord, lock)
+        assert len(line(coord)) == 4
+    waiter.entered().go()
+    drop(tasks)
+
+
+def closed_loop(lock: Any) -> Any:
+    """A task that waits on a loop which is closed then."""
+    loop = asyncio.new_event_loop()
+    task = Context().run(loop.create_task, lock.acquire_async())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    return task
+
+
+def drop(tasks: list[Any]) -> None:
+    """Let tasks of closed loops go without their complaint that they were pending."""
+    for task in tasks:
+        task._log_destroy_pending = False
+    tasks.clear()
+
+
+# -- L8: releasing ------------------------------------------------------------------------------------------
+
+
+def test_L8_an_orphaned_place_is_shown_and_not_freed(clock: CountingClock) -> None:
+    """A thread that ended inside: its place is gone until the process ends, and it is said so."""
+    coord = Coordinator(clock=clock)
+    coord.limit("api", concurrency=1)
+    join_all(start_all(coord.lock("api").acquire))
+    assert not enters(coord.lock("api"))
+    assert coord.snapshot().locks[0].holders[0].orphaned
+    with pytest.raises(CoordinationTimeoutError, match="has ended without releasing"):
+        coord.lock("api", timeout=0).__enter__()
+    assert "has ended without releasing" in coord.explain()
+
+
+# -- L3: no polling -----------------------------------------------------------------------------------------
+
+
+def test_L3_only_the_head_of_the_tasks_in_line_has_a_timer(coord: Coordinator, clock: CountingClock) -> None:
+    """On a loop likewise."""
+    coord.limit("api", tokens=10, per=PER, margin=0)
+    assert enters(coord.lock("api", tokens=10))
+
+    async def main() -> None:
+        tasks = [asyncio.ensure_future(by_hand(coord.lock("api", tokens=10))) for _ in range(50)]
+        await until(lambda: len(line(coord)) == 50)
+        for task in tasks:
+            await until(lambda: clock.timers == [PER])
+            clock.advance(PER)
+            await task
+
+    asyncio.run(main())
+    assert clock.waits[True] == 50
+
+
+def test_L3_waiting_for_a_place_needs_no_timer(coord: Coordinator, clock: CountingClock) -> None:
+    """However long, and whatever happens at other names."""
+    coord.limit("api", concurrency=1, requests=100, per=PER)
+    coord.limit("other", requests=100, per=PER)
+    with Visitor(coord.lock("api")):
+        waiters = [queued(coord, coord.lock("api")) for _ in range(5)]
+        for _ in range(10):
+            assert enters(coord.lock("other"))
+            clock.advance(PER)
+        eventually(lambda: sum(clock.waits.values()) == 5)
+        assert clock.waits[True] == 0
+    for waiter in waiters:
+        waiter.leave.set()
+    for waiter in waiters:
+        waiter.go()
+
+
+# -- L11: what a snapshot and explain() say -----------------------------------------------------------------
+
+
+class GroupOf:
+    """The locks "api" and another, under the other's name."""
+
+    def __init__(self, coord: Coordinator, name: str) -> None:
+        self.group = coord.lock("api", name)
+        self.name = name
+
+    def __enter__(self) -> Any:
+        return self.group.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.group.__exit__(None, None, None)
+
+
+def test_L12_a_slow_wait_for_a_time_is_logged_once(caplog: pytest.LogCaptureFixture, clock: CountingClock) -> None:
+    """With what is used, and when the next may enter; and then the wait goes on."""
+    with Coordinator(clock=clock, slow_after=16) as coord:
+        coord.limit("api", requests=1, per=PER, margin=0)
+        assert enters(coord.lock("api"))
+        waiter = queued(coord, coord.lock("api"))
+        clock.wait_for_sleepers(1)
+        clock.advance(16)
+        eventually(lambda: clock.timers == [PER - 16])
+        clock.advance(PER - 16)
+        waiter.entered().go()
+    (record,) = caplog.records
+    assert "has waited 16 s for lock 'api'" in record.getMessage()
+    assert "the next may enter in 48 s" in record.getMessage()
+
+
+@pytest.mark.parametrize("limit", [{"concurrency": 1}, {"requests": 1}, {"tokens": 10}])
+def test_L10_locked_says_whether_nobody_new_would_get_in(
+    coord: Coordinator, clock: CountingClock, limit: dict[str, int]
+) -> None:
+    """Whichever part is exhausted; and a group if any of its locks is."""
+    coord.limit("api", **limit, per=PER, margin=0)
+    lock = coord.lock("api", tokens=10)
+    assert not lock.locked()
+    with lock:
+        assert lock.locked() is ("tokens" not in limit)
+        assert coord.lock("api", "b").locked() is ("tokens" not in limit)
+        assert repr(lock) == ("<Lock 'api'>" if "tokens" in limit else "<Lock 'api' locked>")
+    assert lock.locked() is ("requests" in limit)
+    clock.advance(PER)
+    assert not lock.locked()
+    with coord.lock("api", tokens=5) as slot:
+        if "tokens" in limit:
+            slot.commit(tokens=11)
+            assert lock.locked()
+    clock.advance(PER)
+    assert not lock.locked()
+
+
+# -- coord.slot, the facade, fork ---------------------------------------------------------------------------
+
+
+def test_R3_slot_gives_the_callers_slot(coord: Coordinator) -> None:
+    """Of a limit and of a plain lock, on threads and tasks; who is not inside is told so."""
+    coord.limit("api", concurrency=2)
+    for name in ("api", "plain"):
+        with pytest.raises(NotHeldError, match=f"not inside '{name}'") as caught:
+            coord.slot(name)
+        assert caught.value.name == name
+        with coord.lock(name) as slot:
+            assert coord.slot(name) is slot
+            assert in_thread(lambda name=name: pytest.raises(NotHeldError, coord.slot, name))  # noqa: RUF061
+            with Visitor(coord.lock(name), "Child", copy_context()) as child:
+                assert child.slot is not slot
+                assert coord.slot(name) is slot
+
+        async def main(name: str = name) -> None:
+            async with coord.lock(name) as slot:
+                assert coord.slot(name) is slot
+
+        asyncio.run(main())
+    assert coord._table.entries.keys() == {"api"}
+
+
+def test_F1_limit_acts_on_the_default_coordinator(fresh_default: Coordinator) -> None:
+    """The facade takes what the method takes."""
+    agentdiff.limit("api", concurrency=1, requests=2, tokens=3, per=4, margin=0.5)
+    found = info(fresh_default)
+    assert (found.concurrency, found.requests, found.tokens, found.per, found.margin) == (1, 2, 3, 4, 0.5)
+    with agentdiff.lock("api", tokens=3) as slot:
+        assert not enters(agentdiff.lock("api"))
+        slot.commit(tokens=1)
+    assert info(fresh_default).tokens_used == 1
+    with pytest.raises(ValueError, match="at least one of"):
+        agentdiff.limit("api")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_L13_after_a_fork_limits_stay_and_places_are_empty() -> None:
+    """What was used counts on; holds, waiters and what was taken but not entered are the parent's."""
+    result = run_script(
+        """
+        import os, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads is what is tested
+        from agentdiff import Coordinator, NotHeldError
+
+        coord = Coordinator()
+        coord.limit("api", concurrency=2, requests=3, tokens=100, per=600)
+        coord.limit("other", requests=1, per=600)
+        held, leave = threading.Event(), threading.Event()
+
+        def hold():
+            with coord.lock("api", tokens=10):
+                held.set()
+                leave.wait(10)
+
+        def group():
+            with coord.lock("api", "b", tokens=20):
+                pass
+
+        def waits(name, number):
+            while not any(lock.name == name and len(lock.waiters) == number for lock in coord.snapshot().locks):
+                pass
+
+        threads = [threading.Thread(target=target, daemon=True) for target in (hold, group, coord.lock("api").acquire)]
+        with coord.lock("other"):
+            threads[0].start()
+            held.wait(10)
+            with coord.lock("b"):
+                threads[1].start()
+                waits("b", 1)
+                threads[2].start()
+                waits("api", 1)
+                pid = os.fork()
+                if pid == 0:
+                    assert coord.snapshot().locks == ()
+            if pid == 0:
+                api, other = coord.snapshot().limits
+                assert (api.places_taken, api.requests_used, api.tokens_used, api.waiting) == (0, 1, 10, 0), api
+                assert (other.places_taken, other.requests_used) == (0, 1), other
+        if pid == 0:
+            with coord.lock("api", tokens=90, timeout=0) as slot:
+                slot.commit(tokens=1)
+            coord.lock("api").acquire(timeout=0)
+            assert coord.lock("api").locked()
+            coord.lock("api").release()
+            try:
+                coord.lock("other").release()
+            except NotHeldError:
+                (api, other) = coord.snapshot().limits
+                assert (api.places_taken, api.requests_used, api.tokens_used) == (0, 3, 11), api
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        leave.set()
+        threads[0].join()
+        threads[1].join()
+        assert coord.snapshot().limits[0].requests_used == 3
+        """
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+def test_L13_a_place_that_was_taken_before_a_fork_and_is_entered_after_it_counts_nothing() -> None:
+    """The child of a fork amid a loop that goes on there: what was on its way was the parent's."""
+    table = LockTable(FakeClock())
+    table.limit("a", Limit(concurrency=1, requests=2, tokens=10))
+    slot = Context().run(table.acquire, "a", None, current_owner(), None, True, 5, False)
+    assert slot is not None
+    table.forget(forked=True)
+    table.all_taken([slot])
+    (found,) = table.limits()
+    assert (found.places_taken, found.requests_used, found.tokens_used) == (0, 0, 0)
+    assert table.is_free("a")
+
+
+# -- every schedule of a few parties ------------------------------------------------------------------------
+
+
+class Play:
+    """Parties around the name "a", which becomes a limit of `places` amid all this."""
+
+    def __init__(self, stage: Stage, places: int) -> None:
+        self.stage = stage
+        self.places = places
+        storage = iter([StageDict(stage), StageDict(stage)])
+        self.clock = StageClock(stage)
+        self.table = LockTable(self.clock, slow_after=None, storage=lambda: next(storage))  # type: ignore[arg-type]
+        self.table._mutex = StageMutex(stage)
+        self.lock = Lock(self.table, "a")
+        self.inside: list[int] = []
+        self.wrong: list[str] = []
+        self.context: Optional[Context] = None
+
+    def party(self, me: int, body: Body = lambda: None, timeout: Optional[float] = None) -> Body:
+        def program() -> None:
+            if timeout is None:
+                self.lock.__enter__()
+            elif not self.lock.acquire(timeout=timeout):
+                return
+            self.inside.append(me)
+            if len(set(self.inside) - {9}) > self.places:
+                self.wrong.append(f"{self.inside} are inside")
+            body()
+            self.stage.point()
+            self.inside.remove(me)
+            if timeout is None:
+                self.lock.__exit__(None, None, None)
+            else:
+                self.lock.release()
+
+        return program
+
+    def parent(self) -> None:
+        self.context = copy_context()
+        self.stage.point(lambda: self.context is None)
+
+    def child(self) -> None:
+        """Party 9 borrows from whoever has set the context."""
+        self.stage.point(lambda: self.context is not None)
+        context, self.context = self.context, None
+        assert context is not None
+        context.copy().run(self.party(9))
+
+    def limit(self) -> None:
+        self.table.limit("a", Limit(concurrency=self.places))
+
+    def pause(self) -> None:
+        self.table.hold_back("a", 1)
+
+
+def becoming_a_limit(play: Play) -> list[Body]:
+    return [play.party(0), play.limit, play.party(1), play.party(2, timeout=1)]
+
+
+def becoming_a_limit_twice(play: Play) -> list[Body]:
+    def twice(me: int) -> Body:
+        once = play.party(me)
+        return lambda: (once(), once())[0]
+
+    return [twice(0), lambda: (play.limit(), play.limit())[0], twice(1)]
+
+
+def becoming_a_limit_with_a_borrower(play: Play) -> list[Body]:
+    return [play.party(0, play.parent), play.child, play.limit, play.party(1)]
+
+
+def limited_before(play: Play) -> list[Body]:
+    play.table.limit("a", Limit(concurrency=play.places))
+    again = play.party(0, lambda: play.party(0)())
+    return [again, play.party(1), play.party(2, timeout=1), play.party(3, timeout=0)]
+
+
+SCENES = [
+    (becoming_a_limit, 1),
+    (becoming_a_limit, 2),
+    (becoming_a_limit_twice, 1),
+    (becoming_a_limit_with_a_borrower, 1),
+    (becoming_a_limit_with_a_borrower, 2),
+    (limited_before, 1),
+    (limited_before, 2),
+]
+OPCODES = frozenset({"enter", "leave", "settle", "free", "__init__", "_mend", "tidy", "is_free"})
+
+
+def run_scene(scene: Any, places: int, plan: dict[int, int], opcodes: frozenset[str]) -> Stage:
+    stage = Stage(plan, opcodes)
+    play = Play(stage, places)
+    stage.play(*scene(play))
+    told = f"schedule {plan}: {play.wrong} {stage.errors}"
+    assert not play.wrong, told
+    assert not stage.errors, told
+    assert not stage.stuck, f"{told}: nobody can go on"
+    play.clock.passed += 10
+    kept = play.table.limits()
+    assert kept, told
+    for limit in kept:
+        assert (limit.places_taken, limit.waiting) == (0, 0), told
+    assert play.table.snapshot() == (), told
+    assert set(dict(play.table.slots)) == set(dict(play.table.entries)) == {limit.name for limit in kept}, told
+    return stage
+
+
+@pytest.mark.parametrize(("scene", "places"), SCENES)
+@pytest.mark.parametrize("opcodes", [frozenset(), OPCODES], ids=["accesses", "opcodes"])
+def test_R2_no_schedule_of_a_few_parties_breaks_a_limit(scene: Any, places: int, opcodes: frozenset[str]) -> None:
+    """However they meet while the name becomes one: no more inside than allowed, nobody waits for ever."""
+    explore(lambda plan: run_scene(scene, places, plan, opcodes), 3 if not opcodes else 2, 150 if not opcodes else 100)
+
+
+@functools.cache
+def seconds() -> float:
+    return float(os.environ.get("AGENTDIFF_STRESS_SECONDS", "0")) or 1.0
