@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from .coordinator import Coordinator
 
@@ -58,6 +58,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _redis_url(text: str) -> str:
     if not text.strip().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError
+    _ = urlsplit(text.strip()).port  # raises where it is no number
     return text.strip()
 
 

@@ -122,6 +122,7 @@ WRONG = [
     (BACKEND, "kafka", "none or file or redis"),
     (DISABLE, "perhaps", "true or 1 or yes or on or false"),
     (URL, "localhost:6379", "redis:// or rediss:// or unix://"),
+    (URL, "redis://localhost:port", "redis:// or rediss:// or unix://"),
     (DB, "-1", "at least 0"),
     (DB, "first", "whole number"),
 ]
@@ -213,7 +214,7 @@ def test_F3_the_environment_is_read_when_it_is_needed(first_use: Any) -> None:
             assert got == [waits]
 
 
-@pytest.mark.parametrize("url", ["http://:hidden@host:1/0", "redis:/:hidden@host"])
+@pytest.mark.parametrize("url", ["http://:hidden@host:1/0", "redis:/:hidden@host", "redis://:hidden/a@host"])
 def test_F3_a_refused_url_shows_no_password(url: str) -> None:
     """The variable is named, and of its value what is before the password."""
     with pytest.raises(ValueError, match="REDIS_URL") as caught:

@@ -256,6 +256,10 @@ def _document(record: Record) -> str:
 def _take_own(url: str) -> tuple[str, dict[str, str]]:
     """The URL without what is for this store and not for redis-py, and that."""
     parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError:  # its text may hold a piece of the password
+        raise ValueError("the port in a Redis URL must be a number, and a / in a password be written %2F") from None
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     own = {name: value for name, value in pairs if name in _OWN}
     for name, _ in pairs:

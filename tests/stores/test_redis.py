@@ -418,6 +418,15 @@ def test_S1_what_makes_no_sense_is_refused_at_once(arguments: dict[str, Any], er
         RedisStore(**{"url": "redis://127.0.0.1/0", **arguments})
 
 
+def test_S1_a_refused_url_shows_no_password() -> None:
+    """Not even a piece of it, where a slash has cut it in two."""
+    pytest.importorskip("redis")
+    with pytest.raises(ValueError, match="%2F") as caught:
+        open_store("redis://:hidden/half@host:6379/0")
+    assert "hid" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
 def test_S1_a_missing_extra_names_the_pip_command() -> None:
     """Without redis-py, the error says how to get it."""
     result = run_script(
