@@ -269,13 +269,23 @@ class _Call:
         self.throttle(error)
         self.leave(collected or isinstance(error, GeneratorExit))
         agent = self.agent
-        if self.running is not None:
-            words = None if error is None else f"{type(error).__name__}: {text_of(error)}"
-            agent.dependencies.end(self.running, words)
         if not self.heard:
             if not agent.is_heard():
                 return
             self.cause = agent.bus.own_cause(cause_here())  # somebody has begun to listen meanwhile
+            if agent.name in agent.dependencies.named:
+                self.running = agent.dependencies.begin(agent.name, agent.bus.run_here(), current_owner())
+        try:
+            if self.running is not None:  # before the event, so that its handlers find it
+                words = None if error is None else f"{type(error).__name__}: {text_of(error)}"
+                agent.dependencies.record(self.running, words)
+            self._tell_end(result, error)
+        finally:
+            if self.running is not None:
+                agent.dependencies.end(self.running)
+
+    def _tell_end(self, result: Any, error: Optional[BaseException]) -> None:
+        agent = self.agent
         now = agent.clock.monotonic()
         data: dict[str, Any] = {
             "agent": agent.name,

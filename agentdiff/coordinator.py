@@ -574,8 +574,8 @@ class Coordinator:
             timeout: how long to wait for events that are being handled, in seconds.
 
         Returns:
-            A sentence for each lock that is held or waited for, for events that are not handled, and for each set of
-            events that is not full.
+            A sentence for each lock that is held or waited for, for events that are not handled, for each set of events
+            that is not full, and for each agent that still waits for others.
         """
         with suppress(CoordinationTimeoutError):
             self.join(timeout)
@@ -593,6 +593,11 @@ class Coordinator:
         if snapshot.pending:
             found.append(f"{snapshot.pending} event(s) are not handled: {', '.join(self._bus.pending_names())}")
         found += [f"{join.join} still waits for {', '.join(map(repr, join.missing))}" for join in snapshot.joins]
+        found += [
+            f"agent {agent.name!r} ({agent.who}) still waits for {', '.join(map(repr, agent.waits_for))}"
+            for agent in snapshot.agents
+            if agent.waits_for
+        ]
         return tuple(found)
 
     @contextmanager

@@ -103,18 +103,23 @@ class Dependencies:
             self._runs.setdefault(run, _Run()).calls.append(call)
         return call
 
-    def end(self, call: Running, error: Optional[str]) -> None:
-        """It has ended: completed, or failed or been cancelled with an error that says this."""
+    def record(self, call: Running, error: Optional[str]) -> None:
+        """It completed, or failed or was cancelled with an error that says this: those who wait for it go on."""
+        with self._mutex:
+            found = self._runs.get(call.run)
+            if found is None or call not in found.calls or call.agent not in self.named:
+                return
+            found.outcomes[call.agent] = error
+            bells = [other.bell for other in found.calls if call.agent in other.missing and other.bell is not None]
+        for bell in bells:
+            bell.ring()
+
+    def end(self, call: Running) -> None:
+        """It is over, and its end has been told: the run may be forgotten, if that has set nothing going."""
         with self._mutex:
             found = self._runs.get(call.run)
             if found is not None and call in found.calls:
                 found.calls.remove(call)
-                if call.agent in self.named:
-                    found.outcomes[call.agent] = error
-            waiting = [other for other in found.calls if call.agent in other.missing] if found is not None else []
-            bells = [other.bell for other in waiting if other.bell is not None]
-        for bell in bells:
-            bell.ring()
         if call.run is not None:
             self.sweep(call.run)
 
@@ -139,6 +144,7 @@ class Dependencies:
         try:
             while not self._is_ready(call, after, bell := ThreadBell()):
                 left = self._left(call, deadline, timeout)
+                self._graph.begin_wait(call.owner, lambda: self._ways(call), call.missing[0])
                 with lent_worker():
                     bell.sleep(self._clock, left)
         finally:
@@ -149,7 +155,9 @@ class Dependencies:
         deadline = self._deadline(timeout)
         try:
             while not self._is_ready(call, after, bell := TaskBell()):
-                await bell.sleep(self._clock, self._left(call, deadline, timeout))
+                left = self._left(call, deadline, timeout)
+                self._graph.begin_wait(call.owner, lambda: self._ways(call), call.missing[0])
+                await bell.sleep(self._clock, left)
         finally:
             self._stop(call)
 
@@ -171,8 +179,6 @@ class Dependencies:
                     )
             call.missing = tuple(name for name in after if name not in outcomes)
             call.bell = bell
-        if call.missing:
-            self._graph.begin_wait(call.owner, lambda: self._ways(call), call.missing[0])
         return not call.missing
 
     def _stop(self, call: Running) -> None:
@@ -189,7 +195,8 @@ class Dependencies:
                 [Hop(call.owner, other.owner, None, None, f"agent {name!r}") for other in calls if other.agent == name]
                 for name in call.missing
             ]
-        return [list(way) for way in itertools.islice(itertools.product(*filter(None, running)), _WAYS_TRIED)]
+        ways = [list(way) for way in itertools.islice(itertools.product(*filter(None, running)), _WAYS_TRIED + 1)]
+        return ways if len(ways) <= _WAYS_TRIED else [[]]  # too many to look at: one of them may be free
 
     def _deadline(self, timeout: Optional[float]) -> Optional[float]:
         return None if timeout is None else self._clock.monotonic() + timeout

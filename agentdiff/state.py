@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable
 from itertools import count
+from types import CoroutineType
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 import attrs
@@ -14,6 +15,8 @@ from ._owner import current_owner
 from .deadlock import age, named
 from .errors import StaleWriteError
 from .locks import Lock
+
+_TIMES_TRIED = 100
 
 
 class Versioned(NamedTuple):
@@ -47,11 +50,11 @@ class StateTable:
         self._run_here = run_here
         self._values: dict[str, Written] = {}
         self._versions = count(1)
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # re-entrant for a signal's handler, or a collected object, that writes too
 
     def forget(self) -> None:
         """After a fork: somebody in the parent may have had the mutex. The values stay."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
 
     def copy(self) -> dict[str, Written]:
         """All values, for `restore`."""
@@ -70,7 +73,8 @@ class StateTable:
         """Write, if `version` is still that of the name; None if it is not."""
         written = Written(value, next(self._versions), named(current_owner()), self._clock.time(), self._run_here())
         with self._mutex:
-            if self.read(name).version != version:
+            before = self.read(name)  # lives on until after the mutex: its value's end may be the users' code
+            if before.version != version:
                 return None
             self._values[name] = written
         return written
@@ -78,7 +82,8 @@ class StateTable:
     def delete(self, name: str, version: int) -> bool:
         """Forget the value, if `version` is still its own."""
         with self._mutex:
-            if self.read(name).version != version:
+            before = self.read(name)
+            if before.version != version:
                 return False
             self._values.pop(name, None)
         return True
@@ -183,27 +188,34 @@ class State:
 
         Raises:
             CoordinationTimeoutError: the lock was not free within the coordinator's `lock_timeout`.
+            StaleWriteError: each of a hundred times somebody wrote meanwhile: `change` itself, most likely.
+            TypeError: `change` is a coroutine function; that is for `update_async`.
             Whatever `change` raises; then nothing is written.
         """
         _check_change(change)
         with self._lock:
-            while True:
+            for _ in range(_TIMES_TRIED):
                 before = self.read()
                 value = change(before.value)
+                if isinstance(value, CoroutineType):
+                    value.close()
+                    raise TypeError(f"update takes a plain function; for {change!r} there is update_async")
                 if self._table.write(self._name, value, before.version) is not None:
                     return value
+        raise self._table.stale(self._name, before.version)
 
     async def update_async(self, change: Callable[[Any], Union[Any, Awaitable[Any]]]) -> Any:
         """The same on a loop, which goes on meanwhile; `change` may be a coroutine function."""
         _check_change(change)
         async with self._lock:
-            while True:
+            for _ in range(_TIMES_TRIED):
                 before = self.read()
                 value = change(before.value)
                 if isinstance(value, Awaitable):
                     value = await value
                 if self._table.write(self._name, value, before.version) is not None:
                     return value
+        raise self._table.stale(self._name, before.version)
 
 
 def _check_version(version: Any) -> None:

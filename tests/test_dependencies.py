@@ -465,3 +465,87 @@ def test_A5_what_names_no_agent_is_refused_when_decorating(coord, after):
         coord.coordinate("analyst", after=after)
     with pytest.raises(ValueError, match="analyst"):
         coord.coordinate("analyst", after=("researcher", "analyst"))
+
+
+def test_A5_a_call_that_was_running_when_it_was_named_is_remembered(coord, order):
+    """Completions count from when an `after=` names the agent, whenever the call had begun."""
+    analysts = []
+
+    @coord.coordinate("researcher")
+    def researcher():
+        analysts.append(coord.coordinate("analyst", after="researcher", timeout=0)(lambda: order.append("analyst")))
+
+    with coord.run("r"):
+        researcher()
+        analysts[0]()
+    assert order == ["analyst"]
+
+
+def test_A5_what_an_agents_end_sets_going_still_knows_of_it(coord, order):
+    """A run whose block is over goes on with the handlers of its last agent's end."""
+    researcher = coord.coordinate("researcher")(lambda: order.append("researcher"))
+    analyst = coord.coordinate("analyst", after="researcher", timeout=0)(lambda: order.append("analyst"))
+    handled = coord.on("researcher_complete", lambda data: analyst())
+    with coord.run("r"):
+        work = coord.carry(researcher)
+    work()
+    coord.join(10)
+    handled.cancel()
+    assert order == ["researcher", "analyst"]
+    assert coord._dependencies._runs.keys() <= {None}
+
+
+def test_L5_trying_once_is_not_refused_for_a_dependency(coord, order):
+    """Who doesn't wait can't deadlock: with timeout 0 it is the dependency that is missing, and no ring."""
+    late = coord.coordinate("late", after="outer", timeout=0)(lambda: order.append("late"))
+
+    @coord.coordinate("outer")
+    def outer():
+        late()
+
+    with coord.run("r"), pytest.raises(CoordinationTimeoutError):
+        outer()
+
+
+def test_L5_more_ways_than_can_be_looked_at_refuse_nobody(coord, order):
+    """An agent is not refused while one of many calls that could bring what it waits for can go on."""
+    names = [f"part-{n}" for n in range(8)]
+    entered, leave = threading.Semaphore(0), threading.Event()
+    analyst = coord.coordinate("analyst", after=names, timeout=30)(lambda: order.append("analyst"))
+
+    def stuck_or_free(name, through):
+        @coord.coordinate(name)
+        def part():
+            entered.release()
+            assert leave.wait(10)
+            if through:
+                with coord.lock("held"):
+                    pass
+
+        return part
+
+    parts = [stuck_or_free(name, through) for name in names for through in (True, False)]
+    with coord.run("r"), coord.lock("held"):
+        threads = start_all(*(in_run(coord, "r", part) for part in parts))
+        for _ in parts:
+            assert entered.acquire(timeout=10)
+        analysing = coord.carry(analyst)
+        leave.set()
+        join_all(threads[1::2])
+        analysing()
+    join_all(threads)
+    assert order == ["analyst"]
+
+
+def test_T1_an_agent_that_still_waits_is_a_leak(coord, order):
+    """`leaks` names it, and what it waits for."""
+    researcher = coord.coordinate("researcher")(lambda: order.append("researcher"))
+    analyst = coord.coordinate("analyst", after="researcher")(lambda: order.append("analyst"))
+    threads = start_all(analyst)
+    eventually(lambda: waits(coord, "analyst"))
+    (leak,) = coord.leaks(timeout=0)
+    assert leak.startswith("agent 'analyst' (thread ")
+    assert leak.endswith("still waits for 'researcher'")
+    researcher()
+    join_all(threads)
+    assert coord.leaks(timeout=0) == ()

@@ -244,6 +244,52 @@ def test_W2_an_update_within_an_update_of_the_same_value(coord):
     assert calls == [1, 10]
 
 
+def test_W2_an_update_that_writes_its_own_value_each_time_is_told(coord):
+    """It could never come to an end: the error names who keeps writing, and the lock is free again."""
+    state = coord.state("n", default=0)
+
+    def outer(value):
+        state.update(add_one)
+        return value + 1
+
+    async def outer_async(value):
+        await state.update_async(add_one)
+        return value + 1
+
+    with pytest.raises(StaleWriteError, match="MainThread"):
+        state.update(outer)
+    with pytest.raises(StaleWriteError):
+        asyncio.run(state.update_async(outer_async))
+    assert not coord.lock("n").locked()
+
+
+def test_W1_a_value_whose_end_writes_too_hangs_nobody(coord):
+    """What is replaced is let go of outside of the mutex, and a write within a write is possible."""
+    state, log = coord.state("n"), coord.state("log", default=0)
+
+    class Last:
+        def __del__(self):
+            log.update(add_one)
+
+    version = state.write(Last(), version=0)
+    version = state.write(Last(), version=version)
+    state.delete(version=version)
+    assert log.read().value == 2
+
+
+def test_W2_a_coroutine_function_is_refused_by_the_plain_update(coord):
+    """Else the coroutine would be the value."""
+    state = coord.state("n", default=0)
+
+    async def change(value):
+        return value + 1
+
+    with pytest.raises(TypeError, match="update_async"):
+        state.update(change)
+    assert state.read() == (0, 0)
+    assert not coord.lock("n").locked()
+
+
 def test_W2_updates_that_would_wait_for_each_other_are_refused(coord):
     """Two values, updated crosswise: one of the two threads is told (L5)."""
     a, b = coord.state("a", default=0), coord.state("b", default=0)
