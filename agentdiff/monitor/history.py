@@ -262,7 +262,7 @@ def short(text: str, most: int) -> str:
 def seconds(number: float) -> str:
     """A time as people read it."""
     if number < 0.0995:
-        return f"{number * 1000:.2g} ms" if number < 0.00995 else f"{number * 1000:.0f} ms"
+        return f"{number * 1000:.2g} ms" if number < 0.00995 else f"{number * 1000:.3g} ms"
     if number < 120:
         return f"{number:.3g} s"
     return f"{number / 60:.3g} min" if number < 7200 else f"{number / 3600:.3g} h"

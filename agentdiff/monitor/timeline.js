@@ -383,8 +383,9 @@
     to = from + length;
     draw();
   }
-  function zoom(factor, px = gutter + (width - gutter) / 2) {
-    const time = timeAt(px);
+  function zoom(factor, px) { // around the pointer, else around what is selected and seen, else around the middle
+    const middle = selected ? (Math.max(selected.begin, from) + Math.min(selected.end, to)) / 2 : NaN;
+    const time = px !== undefined ? timeAt(px) : middle >= from && middle <= to ? middle : (from + to) / 2;
     show(time - (time - from) * factor, time + (to - time) * factor);
   }
   const pan = (part) => show(from + (to - from) * part, to + (to - from) * part);

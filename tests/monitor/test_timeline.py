@@ -143,6 +143,11 @@ def test_the_picture_can_be_walked(browser: Browser, tmp_path: Path) -> None:
     told = browser.run("document.getElementById('panel').textContent")
     assert "ValueError: no sources" in told
     assert "waited forcritic(bees), researcher(bees)" in told
+    for _ in range(4):
+        browser.key("+")
+    shown = browser.run("(({from, to}) => [+from, +to])(document.getElementById('plot').dataset)")
+    assert shown[0] < 1.4 < shown[1] < 2.6  # around what is selected
+    browser.key("0")
     browser.key("Escape")
     assert browser.run("document.getElementById('panel').hidden")
     browser.mouse("mouseMoved", where[0] + 1000, where[1] + 28 + 20)
