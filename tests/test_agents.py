@@ -1586,6 +1586,37 @@ def test_A2_the_events_say_which_locks_and_how_long_it_waited_in_vain(coord: Coo
     assert (told.last["lock"], told.last["lock_wait"] >= 0) == (("a", "b_2"), True)
 
 
+def test_A2_a_call_cancelled_in_line_says_how_long_it_stood_there(coord: Coordinator) -> None:
+    """`lock_wait` is known of a wait that never ended well, too."""
+    told = Heard(coord)
+
+    @coord.coordinate("agent", "x")
+    async def agent() -> None:
+        """Never runs."""
+
+    async def hold(held: asyncio.Event, enough: asyncio.Event) -> None:
+        async with coord.lock("x"):
+            held.set()
+            await enough.wait()
+
+    async def main() -> None:
+        held, enough = asyncio.Event(), asyncio.Event()
+        holder = asyncio.create_task(hold(held, enough))
+        await held.wait()
+        call = asyncio.create_task(agent())
+        while not coord.snapshot().locks[0].waiters:
+            await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        enough.set()
+        await holder
+
+    asyncio.run(main())
+    assert told.names == ["started", "cancelled"]
+    assert (told.last["lock"], told.last["lock_wait"] > 0) == ("x", True)
+
+
 def test_A2_a_lock_name_that_fails_fails_the_agent(coord: Coordinator) -> None:
     """What goes wrong in a `lock_name` function is the agent's failure, and `_started` is told all the same."""
     told = Heard(coord)
@@ -1616,7 +1647,7 @@ def test_A5_the_events_say_whom_the_agent_came_after_and_for_how_long(coord: Coo
         first()
         agent()
     assert told.names == ["started", "complete"]
-    mine = [event.data for event in told.events if event.sender == "agent"]
+    mine = [event.data for event in told.events]
     assert mine[0]["after"] == ("first",)
     assert mine[1]["after_wait"] >= 0
 

@@ -46,6 +46,17 @@ def test_a_wait_names_those_who_were_inside() -> None:
     assert history.waited_for(again, most=1) == ((check,), 2)
 
 
+def test_a_wait_names_nobody_who_had_left_before() -> None:
+    """Only who was inside while it waited."""
+    scene = Scene()
+    scene.end(scene.start("a", 0, "early", lock="x"), 1)
+    scene.end(scene.start("a", 2, "inside", lock="x"), 4)
+    scene.end(scene.start("b", 3, lock="x"), 5, lock_wait=1.0)
+    history = History(scene.events)
+    inside, number = history.waited_for(history.calls[-1])
+    assert ([call.label for call in inside], number) == (["inside"], 1)
+
+
 def test_a_wait_names_few_of_many() -> None:
     """However many were inside before, the list is short."""
     scene = Scene()
