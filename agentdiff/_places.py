@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional, Protocol, Union
 
 import attrs
 
-from ._owner import HOLDS, GeneratorOwner, Owner, has_ended, in_words
+from ._owner import HOLDS, GeneratorOwner, Owner, has_ended, in_words, loop_of
 from ._waitqueue import Waiter, WaitQueue
 from .errors import check_amount
 
@@ -447,8 +447,10 @@ def released_inside(name: str) -> bool:
     return slot is not None and slot.depth == BY_HAND
 
 
-def the_only_one(inside: Collection[Slot]) -> Optional[Slot]:
-    """Whose entry it must be, if only one is inside, or only one of them has ended."""
+def the_only_one(inside: Collection[Slot], loop: Optional[AbstractEventLoop] = None) -> Optional[Slot]:
+    """Whose entry it must be, if only one is inside, or only one of them has ended, or is a task of this loop."""
     if len(inside) > 1:
-        inside = [slot for slot in inside if slot.owner is not None and has_ended(slot.owner)]
+        ended = [slot for slot in inside if slot.owner is not None and has_ended(slot.owner)]
+        here = [slot for slot in inside if loop is not None and slot.owner is not None and loop_of(slot.owner) is loop]
+        inside = ended or here
     return next(iter(inside)) if len(inside) == 1 else None

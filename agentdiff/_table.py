@@ -375,11 +375,17 @@ class LockTable:
 
     def _leave_line(self, waiter: Place) -> bool:
         """Stop waiting; False if the turn came first."""
+        request = waiter.request
         with self._mutex:
+            entry = self._entry(waiter.claim.name)
+            if request is not None:
+                entry.serve()  # its time may have come in this very moment
             left = not waiter.served
             if left:
-                self._entry(waiter.claim.name).forsake(waiter)
+                entry.forsake(waiter)
         self._act()
+        if request is not None and request.error is not None:
+            raise request.error
         return left
 
     def _give_up(self, waiter: Place) -> None:
@@ -416,7 +422,7 @@ class LockTable:
             entry.serve()
             slot = entry.mine(me)
             if slot is None and of_block and not released_inside(name):
-                slot = the_only_one(entry.inside())
+                slot = the_only_one(entry.inside(), running_loop())
                 me = slot.owner if slot is not None and slot.owner is not None else me
             done = slot is not None and entry.exit(slot, me)
             if done and slot is not None and not of_block and not slot.count_off_by_hand() and slot.owner is None:
@@ -554,7 +560,7 @@ class LockTable:
         if len(names) == 1:
             slot = self.acquire(names[0], timeout, me, agent, lend, tokens)
             return ((), names[0]) if slot is None else ((slot,), None)
-        with _Several(self, timeout, me) as several:
+        with _Several(self, names, timeout, me, tokens) as several:
             for name in names:
                 if not several.add(name, self.acquire(name, several.left(), me, agent, lend, tokens, False)):
                     break
@@ -573,7 +579,7 @@ class LockTable:
         if len(names) == 1:
             slot = await self.acquire_async(names[0], timeout, me, agent, lend, tokens)
             return ((), names[0]) if slot is None else ((slot,), None)
-        with _Several(self, timeout, me) as several:
+        with _Several(self, names, timeout, me, tokens) as several:
             for name in names:
                 slot = await self.acquire_async(name, several.left(), me, agent, lend, tokens, False)
                 if not several.add(name, slot):
@@ -624,6 +630,14 @@ class LockTable:
             self._limited(name, Limit(concurrency=1)).hold_back(self._now() + pause)
         self._act()
 
+    def check_tokens(self, names: Sequence[str], tokens: float) -> None:
+        """Refuse what one of these limits can never give, before the others are waited for (R5)."""
+        for name in names if tokens else ():
+            entry = self.entries.get(name)
+            refusal = entry.limit.refusal(name, tokens) if isinstance(entry, LimitEntry) else None
+            if refusal is not None:
+                raise refusal
+
     def all_taken(self, slots: Sequence[Slot]) -> None:
         """All locks of a block have been taken: it is entered now (R2)."""
         self._enter([charge for slot in slots for charge in getattr(slot, "charges", ())])
@@ -654,6 +668,15 @@ class LockTable:
             free = entry.is_free()
         self._act()
         return free
+
+    def innermost(self, name: str, me: Owner) -> Optional[Slot]:
+        """The slot that `me` has entered last, be it a generator's that it drives."""
+        slot: Optional[Slot] = HOLDS.get()
+        while slot is not None:
+            if slot.name == name and slot.limiter is self and slot.admits(me):
+                return slot
+            slot = slot.outer
+        return self.slot_of(name, me)
 
     def slot_of(self, name: str, me: Owner) -> Optional[Slot]:
         """The slot by which `me` is inside."""
@@ -759,11 +782,14 @@ class LockTable:
 class _Several:
     """Taking several names, all or none: what has been taken, and what is left of the time."""
 
-    def __init__(self, table: LockTable, timeout: Optional[float], me: Owner) -> None:
+    def __init__(
+        self, table: LockTable, names: Sequence[str], timeout: Optional[float], me: Owner, tokens: float
+    ) -> None:
         self._table = table
         self._timeout = timeout
         self._now = table.book.now
         self._deadline = self._now() + timeout if timeout else None
+        table.check_tokens(names, tokens)
         self._me = me
         self.slots: list[Slot] = []
         self.missed: Optional[str] = None

@@ -299,7 +299,7 @@ class Coordinator:
             NotHeldError: the calling thread or task is not inside.
         """
         me = current_owner()
-        slot = self._table.slot_of(check_name(name), me)
+        slot = self._table.innermost(check_name(name), me)
         if slot is None:
             raise NotHeldError(f"{in_words(me)} is not inside {name!r}", name=name)
         return slot

@@ -157,7 +157,7 @@ class Account:
                 excess_tokens -= charge.tokens
                 if charge.tokens:
                     when = max(when, (charge.at or 0.0) + window)
-            if excess_tokens > 0:
+            if excess_tokens > 0 and self.open:
                 return None
         return when
 

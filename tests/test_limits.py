@@ -899,6 +899,70 @@ def test_R3_reservations_of_those_who_never_came_in_are_given_back(coord: Coordi
     assert (info(coord).requests_used, info(coord).tokens_used) == (1, 10)
 
 
+@pytest.mark.parametrize("end", ["timeout", "cancel", "refused", "deadlock"])
+def test_R3_a_group_that_gets_not_all_gives_everything_back(coord: Coordinator, clock: CountingClock, end: str) -> None:
+    """Place, request and tokens of the limit that it had got already: the next in line there comes in at once."""
+    coord.limit("api", concurrency=1, requests=2, tokens=100, per=PER, margin=0)
+    coord.limit("b", concurrency=1, tokens=50)
+    assert enters(coord.lock("api"))
+    seen: list[BaseException] = []
+
+    async def take() -> None:
+        async with coord.lock("api", "b", tokens=40, timeout=4 if end == "timeout" else None):
+            raise AssertionError("b is not free")
+
+    async def main() -> None:
+        holder = Visitor(coord.lock("b"))
+        holder.entered()
+        task = asyncio.ensure_future(take())
+        await until(lambda: line(coord, "b"))
+        assert (info(coord).places_taken, info(coord).requests_used, info(coord).tokens_used) == (1, 2, 40)
+        waiter = queued(coord, coord.lock("api", tokens=90))
+        if end == "timeout":
+            clock.advance(4)
+        elif end == "cancel":
+            task.cancel()
+        elif end == "refused":
+            coord.limit("b", concurrency=1, tokens=39)
+        await asyncio.wait([task])
+        seen.append(asyncio.CancelledError() if task.cancelled() else task.exception() or AssertionError())
+        waiter.entered().go()
+        holder.go()
+
+    def cross() -> None:
+        with coord.lock("b"):
+            waiter = Visitor(coord.lock("api", "b", tokens=40), "Group")
+            eventually(lambda: line(coord, "b"))
+            with pytest.raises(DeadlockError):
+                coord.lock("api").acquire()
+        waiter.entered().go()
+        seen.append(DeadlockError())
+
+    if end == "deadlock":
+        cross()
+        assert (info(coord).requests_used, info(coord).tokens_used) == (2, 40)
+    else:
+        asyncio.run(main())
+        assert (info(coord).requests_used, info(coord).tokens_used) == (2, 90)
+    kinds = {"timeout": CoordinationTimeoutError, "cancel": asyncio.CancelledError, "refused": ValueError}
+    assert isinstance(seen[0], kinds.get(end, DeadlockError))
+
+
+def test_R5_a_group_refuses_impossible_tokens_before_it_waits(coord: Coordinator) -> None:
+    """At once, and not when it has waited for its first lock."""
+    coord.limit("api", tokens=10)
+
+    async def main() -> None:
+        async with coord.lock("a", "api", tokens=11):
+            pass
+
+    with Visitor(coord.lock("a")):
+        with pytest.raises(ValueError, match="11 tokens"), coord.lock("a", "api", tokens=11):
+            pass
+        with pytest.raises(ValueError, match="11 tokens"):
+            asyncio.run(main())
+
+
 def test_R3_after_very_many_calls_the_account_is_exact(coord: Coordinator, clock: CountingClock) -> None:
     """Ten thousand with commits, exceptions, re-entries, cancellations, timeouts, against a list of what was used."""
     coord.limit("api", concurrency=3, requests=40, tokens=1000, per=16, margin=0)
@@ -964,6 +1028,19 @@ def test_R3_after_very_many_calls_the_account_is_exact(coord: Coordinator, clock
     asyncio.run(main())
     clock.advance(16)
     assert (info(coord).requests_used, info(coord).tokens_used) == (0, 0)
+
+
+def test_R3_fractions_of_tokens_hold_up_nobody(coord: Coordinator, clock: CountingClock) -> None:
+    """Sums of fractions drift; whoever asks for all that there is gets it when the others' windows are over."""
+    coord.limit("api", tokens=1, per=PER, margin=0)
+    for tokens in (0.1, 0.2, 0.3, 0.1):
+        assert enters(coord.lock("api", tokens=tokens))
+    assert info(coord).tokens_used == pytest.approx(0.7)
+    waiter = queued(coord, coord.lock("api", tokens=1))
+    clock.wait_for_sleepers(1)
+    clock.advance(PER)
+    waiter.entered().go()
+    assert info(coord).tokens_used == 1
 
 
 # -- R1, L2: entering again, and borrowing ------------------------------------------------------------------
@@ -1180,6 +1257,31 @@ def test_L2_lend_false_turns_lending_off(coord: Coordinator) -> None:
 # -- generators ---------------------------------------------------------------------------------------------
 
 
+def test_L2_a_generator_holds_its_place_between_its_steps(coord: Coordinator) -> None:
+    """Until its end, its close or its collection, on whatever thread; one request, however many steps."""
+    coord.limit("api", concurrency=2, requests=10, tokens=100, per=PER)
+
+    @coord.coordinate("stream", lock_name="api", tokens=10)
+    def stream() -> Iterator[int]:
+        yield from range(3)
+
+    lock = coord.lock("api")
+    with Visitor(lock):
+        streams = [stream() for _ in range(3)]
+        ends: list[Any] = [list, lambda items: items.close(), None]
+        for end in ends:
+            items = streams.pop()
+            assert in_thread(lambda items=items: next(items)) == 0
+            assert not enters(lock)
+            if end is not None:
+                end(items)
+            else:
+                del items
+                gc.collect()
+            assert info(coord).places_taken == 1
+    assert (info(coord).requests_used, info(coord).tokens_used) == (4, 30)
+
+
 def test_L2_a_collected_generator_lets_the_next_one_in(coord: Coordinator) -> None:
     """Found by the collector on a thread that is inside the table's mutex."""
     coord.limit("api", concurrency=1)
@@ -1219,6 +1321,54 @@ def test_L2_a_generator_is_reentrant_for_its_driver(coord: Coordinator) -> None:
     assert list(stream()) == [1, 2]
     assert slots[0] is slots[1]
     assert (info(coord).requests_used, info(coord).tokens_used) == (2, 21)
+
+
+def test_R3_slot_within_a_generator_is_the_generators_even_if_its_driver_is_inside(coord: Coordinator) -> None:
+    """An agent that streams from another one under the same limit: each settles its own call."""
+    coord.limit("api", concurrency=1, tokens=100, per=PER)
+
+    @coord.coordinate("stream", lock_name="api", tokens=10)
+    def stream() -> Iterator[int]:
+        yield 1
+        coord.slot("api").commit(tokens=3)
+
+    @coord.coordinate("agent", lock_name="api", tokens=40)
+    def agent() -> None:
+        assert list(stream()) == [1]
+        assert info(coord).tokens_used == 43
+        coord.slot("api").commit(tokens=20)
+
+    agent()
+    assert info(coord).tokens_used == 23
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_L8_a_block_in_an_abandoned_async_generator_is_released(coord: Coordinator, others: int) -> None:
+    """The loop closes it by a task of its own: that ends the entry of whoever made it, beside others inside."""
+    coord.limit("api", concurrency=3)
+
+    async def stream() -> AsyncIterator[int]:
+        async with coord.lock("api"):
+            yield 1
+            yield 2
+
+    async def consume() -> None:
+        async for _ in stream():
+            break
+        gc.collect()
+        await until(lambda: info(coord).places_taken == others)
+
+    problems: list[Any] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+        visitors = [Visitor(coord.lock("api")).entered() for _ in range(others)]
+        await asyncio.ensure_future(consume())
+        for visitor in visitors:
+            visitor.go()
+
+    asyncio.run(main())
+    assert problems == []
 
 
 # -- R4: pauses ---------------------------------------------------------------------------------------------
@@ -1745,6 +1895,23 @@ def test_L4_a_positive_timeout_waits_no_longer_than_that(coord: Coordinator, clo
     assert answers == [False, True]
 
 
+def test_L4_whoevers_time_comes_in_the_moment_of_its_timeout_gets_in(coord: Coordinator, clock: CountingClock) -> None:
+    """However late it wakes up: its time had come."""
+    coord.limit("api", requests=1, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    answers: list[bool] = []
+
+    def visit() -> None:
+        answers.append(coord.lock("api").acquire(timeout=PER + 1))
+        coord.lock("api").release()
+
+    threads = start_all(visit)
+    clock.wait_for_sleepers(1)
+    clock.advance(2 * PER)
+    join_all(threads)
+    assert answers == [True]
+
+
 def test_L4_the_error_says_what_is_used_and_who_is_inside(coord: Coordinator, clock: CountingClock) -> None:
     """With no place: a holder, since when, how many; with places, but no time: when the next may enter."""
     coord.limit("api", concurrency=1, requests=500, tokens=30_000, margin=0)
@@ -1863,6 +2030,21 @@ def test_L5_waiting_for_a_rate_is_never_refused(coord: Coordinator, clock: Count
         with coord.lock("api"):
             pass
         join_all(helper)
+    stuck.entered().go()
+
+
+def test_L5_waiting_for_tokens_or_for_a_pause_is_never_refused(coord: Coordinator, clock: CountingClock) -> None:
+    """A plain lock that the API holds back is one that nobody has."""
+    with coord.lock("api") as slot:
+        slot.throttled(retry_after=16)
+    coord.limit("other", tokens=10, per=32, margin=0)
+    with coord.lock("other", tokens=10), coord.lock("b"):
+        stuck = cross(coord, "c", "b")
+        for name in ("api", "other"):
+            helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(16)))
+            with coord.lock(name, tokens=10):
+                pass
+            join_all(helper)
     stuck.entered().go()
 
 
