@@ -178,9 +178,15 @@ class _Call:
         names = self._names()
         return names[0] if len(names) == 1 else tuple(names) or None
 
+    def runs_on(self, owner: Owner) -> None:
+        """Who must go on for this call to go on (L5)."""
+        if self.running is not None:
+            self.running.owner = owner
+
     def enter(self, owner: Optional[Owner] = None) -> None:
         """Wait for those that it comes after, then take the locks, on this thread."""
         agent = self.agent
+        self.runs_on(current_owner())
         if agent.after and self.running is not None:
             agent.dependencies.wait(self.running, agent.after, agent.timeout)
             self.ready = agent.clock.monotonic()
@@ -194,6 +200,7 @@ class _Call:
     async def enter_async(self, owner: Optional[Owner] = None) -> None:
         """Wait for those that it comes after, then take the locks, on this loop."""
         agent = self.agent
+        self.runs_on(current_owner())
         if agent.after and self.running is not None:
             await agent.dependencies.wait_async(self.running, agent.after, agent.timeout)
             self.ready = agent.clock.monotonic()
@@ -347,14 +354,17 @@ class _Stream:
     def step_in(self) -> None:
         """The generator's own code runs, driven by whoever runs this."""
         self.call.step_in()
+        if self.call.running is not None:
+            self.call.runs_on(current_owner())
         if self.holding:
             self.owner.driver = current_owner()
             self.held_before = HOLDS.get()
             HOLDS.set(self.holds)
 
     def step_out(self) -> None:
-        """The generator pauses, or is over."""
+        """The generator pauses, or is over: anybody may take its next step."""
         self.call.step_out()
+        self.call.runs_on(self.owner)
         if self.holding:
             self.holds = HOLDS.get()
             HOLDS.set(self.held_before)

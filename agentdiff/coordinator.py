@@ -502,6 +502,7 @@ class Coordinator:
         def decorate(function: F) -> F:
             made = agent()
             self._bus.be_noticed(self._dependencies.named, made.after)
+            self._dependencies.declare(name, made.after)
             return agents.coordinate(made, lock_name, function)
 
         return decorate
@@ -608,6 +609,7 @@ class Coordinator:
         gone afterwards.
         """
         subs, limits, values = self._bus.subscriptions(), self._table.declared(), self._values.copy()
+        agents_declared = self._dependencies.copy()
         self._forget_work()
         try:
             yield self
@@ -620,6 +622,7 @@ class Coordinator:
             for name, limit in limits.items():
                 self._table.limit(name, limit)
             self._values.restore(values)
+            self._dependencies.restore(agents_declared)
 
     def _forget_work(self) -> None:
         self._table.forget()

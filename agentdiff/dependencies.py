@@ -16,7 +16,7 @@ from ._clock import Clock
 from ._owner import Owner, in_words, lent_worker
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from .deadlock import Hop, age, where
-from .errors import CoordinationTimeoutError, DependencyFailedError
+from .errors import CoordinationTimeoutError, DeadlockError, DependencyFailedError
 
 _WAYS_TRIED = 64
 
@@ -85,6 +85,7 @@ class Dependencies:
 
     def __init__(self, clock: Clock, graph: Graph, is_going_on: Callable[[str], bool]) -> None:
         self.named: set[str] = set()  # the agents that some `after=` names
+        self._declared: dict[str, set[tuple[str, ...]]] = {}  # what the functions of each name come after
         self._clock = clock
         self._graph = graph
         self._is_going_on = is_going_on
@@ -95,6 +96,22 @@ class Dependencies:
         """After a fork: no agent runs here, and none has completed (L13)."""
         self._mutex = threading.RLock()
         self._runs.clear()
+
+    def declare(self, agent: str, after: tuple[str, ...]) -> None:
+        """There is a function of this name, which comes after these."""
+        with self._mutex:
+            self._declared.setdefault(agent, set()).add(after)
+
+    def copy(self) -> tuple[set[str], dict[str, set[tuple[str, ...]]]]:
+        """What has been declared, for `restore`."""
+        with self._mutex:
+            return set(self.named), {name: set(ways) for name, ways in self._declared.items()}
+
+    def restore(self, declared: tuple[set[str], dict[str, set[tuple[str, ...]]]]) -> None:
+        """What is declared is what it was."""
+        with self._mutex:
+            self.named.intersection_update(declared[0])
+            self._declared = declared[1]
 
     def begin(self, agent: str, run: Optional[str], owner: Owner) -> Running:
         """A call of an agent has begun."""
@@ -144,6 +161,7 @@ class Dependencies:
         try:
             while not self._is_ready(call, after, bell := ThreadBell()):
                 left = self._left(call, deadline, timeout)
+                self._refuse_ring(call)
                 self._graph.begin_wait(call.owner, lambda: self._ways(call), call.missing[0])
                 with lent_worker():
                     bell.sleep(self._clock, left)
@@ -156,6 +174,7 @@ class Dependencies:
         try:
             while not self._is_ready(call, after, bell := TaskBell()):
                 left = self._left(call, deadline, timeout)
+                self._refuse_ring(call)
                 self._graph.begin_wait(call.owner, lambda: self._ways(call), call.missing[0])
                 await bell.sleep(self._clock, left)
         finally:
@@ -164,7 +183,7 @@ class Dependencies:
     def _is_ready(self, call: Running, after: tuple[str, ...], bell: Bell) -> bool:
         """Whether the call may start; if not, the bell will ring when something has changed."""
         with self._mutex:
-            outcomes = self._runs[call.run].outcomes
+            outcomes = self._runs.setdefault(call.run, _Run()).outcomes  # `isolated` may have forgotten it
             for name in after:
                 error = outcomes.get(name)
                 if error is not None:
@@ -190,13 +209,49 @@ class Dependencies:
     def _ways(self, call: Running) -> list[list[Hop]]:
         """Whose calls may bring what it waits for: of each agent that runs now, one. One that doesn't may begin yet."""
         with self._mutex:
-            calls = self._runs[call.run].calls
+            calls = self._runs.setdefault(call.run, _Run()).calls
             running = [
                 [Hop(call.owner, other.owner, None, None, f"agent {name!r}") for other in calls if other.agent == name]
                 for name in call.missing
             ]
         ways = [list(way) for way in itertools.islice(itertools.product(*filter(None, running)), _WAYS_TRIED + 1)]
         return ways if len(ways) <= _WAYS_TRIED else [[]]  # too many to look at: one of them may be free
+
+    def _refuse_ring(self, call: Running) -> None:
+        """If what it waits for comes, in the end, after itself, that would never end, whatever may begin yet (L5)."""
+        with self._mutex:
+            missing = call.missing
+            found = self._runs.setdefault(call.run, _Run())
+            able = set(found.outcomes) | {other.agent for other in found.calls if not other.missing}
+            comes_after = {}
+            todo = list(missing)
+            while todo:
+                name = todo.pop()
+                if name in comes_after or name in able:
+                    continue
+                if name not in self._declared:  # it may be yet
+                    able.add(name)
+                    continue
+                comes_after[name] = ways = [tuple(way) for way in self._declared[name]]
+                todo += itertools.chain(*ways)
+        more = True
+        while more:
+            freed = {name for name, ways in comes_after.items() if name not in able and any(able >= {*w} for w in ways)}
+            able |= freed
+            more = bool(freed)
+        ring, at = [call.agent], next((name for name in missing if name not in able), None)
+        if at is None:
+            return
+        while at not in ring:
+            ring.append(at)
+            at = next(name for way in comes_after[at] for name in way if name not in able)
+        hops = tuple(f"agent {name!r} comes after agent {other!r}" for name, other in zip(ring, [*ring[1:], at]))
+        raise DeadlockError(
+            f"waiting for agent {missing[0]!r} would never end, whoever begins yet:\n"
+            + "\n".join(f"  {number}. {hop}" for number, hop in enumerate(hops, 1)),
+            name=missing[0],
+            cycle=hops,
+        )
 
     def _deadline(self, timeout: Optional[float]) -> Optional[float]:
         return None if timeout is None else self._clock.monotonic() + timeout

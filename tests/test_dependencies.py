@@ -331,11 +331,11 @@ def test_L5_two_agents_that_wait_for_each_other_are_refused(coord):
 
         return in_run(coord, "r", job)
 
-    a, b = agent("a", "b"), agent("b", "a")
+    a = agent("a", "b")
     with coord.run("r"):
         threads = start_all(a)
         eventually(lambda: waits(coord, "a"))
-        join_all(threads + start_all(b))
+        join_all(threads + start_all(agent("b", "a")))
     deadlock, failed = ends
     assert type(deadlock) is DeadlockError
     assert "agent 'a'" in str(deadlock)
@@ -549,3 +549,84 @@ def test_T1_an_agent_that_still_waits_is_a_leak(coord, order):
     researcher()
     join_all(threads)
     assert coord.leaks(timeout=0) == ()
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_L5_a_ring_of_agents_that_have_not_started_is_refused(coord, order, size):
+    """Whoever comes first is told, and needs nobody else to run for it; the error names each hop."""
+    names = [f"agent-{n}" for n in range(size)]
+    agents = [
+        coord.coordinate(name, after=(names[(n + 1) % size], "free"))(lambda: order.append("never"))
+        for n, name in enumerate(names)
+    ]
+    coord.coordinate("free")(lambda: None)
+    with coord.run("r"), pytest.raises(DeadlockError, match="would never end") as caught:
+        agents[0]()
+    assert caught.value.name == "agent-1"
+    assert caught.value.cycle == tuple(
+        f"agent {name!r} comes after agent {names[(n + 1) % size]!r}" for n, name in enumerate(names)
+    )
+    assert order == []
+    assert coord.snapshot().agents == ()
+
+
+def test_L5_a_ring_that_one_function_of_a_name_can_break_is_no_ring(coord, order):
+    """Where another function of the name comes after nobody, it may complete."""
+    first = coord.coordinate("first", after="second")(lambda: order.append("first"))
+    coord.coordinate("second", after="first")(lambda: order.append("never"))
+    other = coord.coordinate("second")(lambda: order.append("second"))
+    threads = start_all(in_run(coord, "r", first))
+    eventually(lambda: waits(coord, "first"))
+    with coord.run("r"):
+        other()
+    join_all(threads)
+    assert order == ["second", "first"]
+
+
+def test_L5_what_isolated_declares_is_no_ring_afterwards(coord, order):
+    """One test's agents say nothing about those of the next."""
+    with coord.isolated():
+        coord.coordinate("second", after="first")(lambda: order.append("never"))
+    first = coord.coordinate("first", after="second", timeout=0)(lambda: order.append("first"))
+    with coord.run("r"), pytest.raises(CoordinationTimeoutError):
+        first()
+    clock = FakeClock()
+    coord._dependencies._clock = clock
+    late = coord.coordinate("first", after="second", timeout=5)(lambda: order.append("first"))
+    failed = []
+
+    def job():
+        with coord.run("r"):
+            try:
+                late()
+            except CoordinationTimeoutError as error:
+                failed.append(error)
+
+    threads = start_all(job)
+    clock.wait_for_sleepers(1)
+    clock.advance(6)
+    join_all(threads)
+    assert len(failed) == 1
+
+
+def test_L5_a_stream_that_pauses_may_be_driven_on_by_anybody(coord, order):
+    """Who took its first step may wait for its end: that is no ring."""
+
+    @coord.coordinate("stream")
+    def stream():
+        yield 1
+
+    reader = coord.coordinate("reader", after="stream")(lambda: order.append("reader"))
+    with coord.run("r"):
+        items = stream()
+        assert next(items) == 1
+
+        def drive_on():
+            eventually(lambda: waits(coord, "reader"))
+            order.extend(items)
+            order.append("over")
+
+        threads = start_all(drive_on)
+        reader()
+    join_all(threads)
+    assert sorted(order) == ["over", "reader"]
