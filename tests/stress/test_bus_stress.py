@@ -276,3 +276,62 @@ def test_E3_random_programs_handle_every_event_once(harass, seed, caplog):
     assert len(calls) == len(set(calls)) == 4 * 2 * (handlers + handlers**2 + handlers**3)
     assert counts.handlers_failed == len(failures)
     assert counts.events_refused == 0
+
+
+@HARASSED
+@pytest.mark.parametrize("kind", ["sync", "async", "both"])
+def test_E16_lanes_lent_again_and_again_lose_nothing_and_never_have_two_at_work(harass, kind):
+    """Handlers ask, wait with and without timeouts, and work; outside of its waits each is alone in its run."""
+    runs = [f"r{number}" for number in range(3)]
+    inside = {run: [] for run in runs}
+    overlaps, ended = [], []
+
+    def alone(run, who):
+        inside[run].append(who)
+        if len(inside[run]) != 1:
+            overlaps.append(tuple(inside[run]))
+        inside[run].remove(who)
+
+    with harassed(harass, workers=3) as coord:
+
+        def answer(event):
+            alone(event.run_id, "answer")
+            coord.emit(f"answer-{event.data}", event.data)
+
+        def work(event):
+            for turn in range(3):
+                alone(event.run_id, event.data)
+                with coord.expect(f"answer-{event.data}/{turn}") as expected:
+                    coord.emit("question", f"{event.data}/{turn}").wait(20)
+                    assert expected.wait(20).data == f"{event.data}/{turn}"
+                with contextlib.suppress(TimeoutError):
+                    coord.wait_for("never", 0.0005)
+            ended.append(event.data)
+
+        async def work_async(event):
+            for turn in range(3):
+                alone(event.run_id, event.data)
+                with coord.expect(f"answer-{event.data}/{turn}") as expected:
+                    await coord.emit("question", f"{event.data}/{turn}")
+                    assert (await expected.wait_async(20)).data == f"{event.data}/{turn}"
+                with contextlib.suppress(TimeoutError):
+                    await coord.wait_for_async("never", 0.0005)
+            ended.append(event.data)
+
+        coord.on("question", answer, pass_event=True)
+        coord.on("work", work if kind != "async" else work_async, pass_event=True)
+        coord.on("work2", work if kind == "sync" else work_async, pass_event=True)
+
+        def emit(who):
+            for number in range(4):
+                for run in runs:
+                    with coord.run(run):
+                        coord.emit("work2" if number % 2 else "work", f"{who}.{number}.{run}")
+
+        join_all(start_all(*[functools.partial(emit, who) for who in range(2)]))
+        coord.join(40)
+        assert coord.snapshot().counts.handlers_failed == 0
+        assert coord._bus.workers.limit == 3
+        assert len(coord._bus.waits) == 0
+    assert not overlaps
+    assert len(ended) == len(set(ended)) == 24
