@@ -93,6 +93,16 @@ LEAKS = {
         """,
         ["*1 event(s) are not handled: question*"],
     ),
+    "agent": (
+        """
+    import threading
+    analyst = coordinator.coordinate("analyst", after="researcher")(print)
+    threading.Thread(target=analyst, daemon=True).start()
+    while not any(agent.waits_for for agent in coordinator.snapshot().agents):
+        pass
+        """,
+        ["*agent 'analyst' (thread *still waits for 'researcher'*"],
+    ),
     "join": (
         """
     from agentdiff import all_of
@@ -109,10 +119,11 @@ LEAKS = {
     [*((leak, "coordinator") for leak in LEAKS), ("lock", "inline_coordinator"), ("join", "inline_coordinator")],
 )
 def test_T1_a_test_that_leaves_something_behind_fails(suite, leak, fixture):
-    """And the message says what: a lock, a waiter, an event, a join."""
+    """And the message says what: a lock, a waiter, an event, a join, an agent."""
     code, lines = LEAKS[leak]
     result = suite(
-        f"def test_leaks({fixture}):\n    coordinator = {fixture}\n    {code.strip()}\n", apart=leak == "waiter"
+        f"def test_leaks({fixture}):\n    coordinator = {fixture}\n    {code.strip()}\n",
+        apart=leak in {"waiter", "agent"},
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*the test leaves something behind:*", *lines])
@@ -190,3 +201,22 @@ def test_T1_a_leak_into_the_default_coordinator_fails_its_test_only(suite):
     )
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*lock 'record' is still held by*"])
+
+
+def test_T1_a_fixtures_threads_end_with_its_test(suite):
+    """A suite of a thousand tests doesn't gather a thousand threads."""
+    suite(
+        """
+        import threading
+
+        def test_one(coordinator):
+            async def handler(data):
+                pass
+            coordinator.on("a", handler)
+            coordinator.on("a", print)
+            coordinator.emit("a").wait(5)
+
+        def test_two():
+            assert [t.name for t in threading.enumerate() if t.name.startswith("test_one")] == []
+        """
+    ).assert_outcomes(passed=2)

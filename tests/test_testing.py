@@ -288,3 +288,10 @@ def test_T1_a_limits_hour_takes_no_time():
     join_all(threads)
     assert entered == [1000.0, 4600.0]
     coord.close()
+
+
+def test_T1_a_wait_of_no_time_does_not_wait_for_the_test():
+    """The clock stands still, and such a wait is over at once."""
+    clock, lock = FakeClock(), threading.Lock()
+    assert clock.wait(lock, 0) is True
+    assert clock.wait(lock, 0) is False
