@@ -10,6 +10,7 @@ import itertools
 from typing import Any, Optional
 
 import attrs
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -137,6 +138,7 @@ class JoinsMachine(RuleBasedStateMachine):
         assert sum(len(line.sets) for lines in joins._lines.values() for line in lines.values()) == len(self.halves)
 
 
+@pytest.mark.time_limit(600)
 def test_E13_random_programs_agree_with_the_model() -> None:
     """Sets, their order, bounds, times, cancellations: after every step."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

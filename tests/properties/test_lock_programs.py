@@ -13,6 +13,7 @@ from contextvars import Context
 from typing import Any, Optional
 
 import attrs
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -278,6 +279,7 @@ class LockPrograms(RuleBasedStateMachine):
         HOLDS.set(None)
 
 
+@pytest.mark.time_limit(600)
 def test_L5_random_programs_are_refused_exactly_when_they_can_never_end() -> None:
     """1,000 random programs of up to 11 owners: order, lending, depth, refusals and leftovers are the model's."""
     run_state_machine_as_test(
