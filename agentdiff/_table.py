@@ -144,7 +144,7 @@ class LockTable:
                 slot = entry.place(waiter)
                 if slot is not None or waiter.bell is None:
                     if whole and waiter.request is not None:
-                        waiter.request.enter(waiter.since)
+                        waiter.request.enter(self._now())
                     entry.tidy()
                 else:
                     blocked = self.book.blocked
