@@ -510,29 +510,22 @@ def test_L5_trying_once_is_not_refused_for_a_dependency(coord, order):
 def test_L5_more_ways_than_can_be_looked_at_refuse_nobody(coord, order):
     """An agent is not refused while one of many calls that could bring what it waits for can go on."""
     names = [f"part-{n}" for n in range(8)]
-    entered, leave = threading.Semaphore(0), threading.Event()
-    analyst = coord.coordinate("analyst", after=names, timeout=30)(lambda: order.append("analyst"))
-
-    def stuck_or_free(name, through):
-        @coord.coordinate(name)
-        def part():
-            entered.release()
-            assert leave.wait(10)
-            if through:
-                with coord.lock("held"):
-                    pass
-
-        return part
-
-    parts = [stuck_or_free(name, through) for name in names for through in (True, False)]
+    leave = threading.Event()
+    analyst = coord.coordinate("analyst", after=names)(lambda: order.append("analyst"))
+    stuck = [coord.coordinate(name, "held")(lambda: None) for name in names]
+    free = [coord.coordinate(name)(lambda: leave.wait(10)) for name in names]
     with coord.run("r"), coord.lock("held"):
-        threads = start_all(*(in_run(coord, "r", part) for part in parts))
-        for _ in parts:
-            assert entered.acquire(timeout=10)
-        analysing = coord.carry(analyst)
-        leave.set()
-        join_all(threads[1::2])
-        analysing()
+        threads = start_all(*(in_run(coord, "r", part) for part in stuck))
+        eventually(lambda: len(coord.snapshot().locks[0].waiters) == len(names))
+        threads += start_all(*(in_run(coord, "r", part) for part in free))
+        eventually(lambda: len(coord.snapshot().agents) == 2 * len(names))
+
+        def let_go():
+            eventually(lambda: waits(coord, "analyst"))
+            leave.set()
+
+        threads += start_all(let_go)
+        analyst()
     join_all(threads)
     assert order == ["analyst"]
 
