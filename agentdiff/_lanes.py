@@ -248,7 +248,7 @@ class Lane:
                         return
                 elif found is AWAY:
                     return  # whoever ends the async handler has `resume` run
-                elif bus.workers.backlog:
+                elif not self._returning and bus.workers.backlog:
                     bus.workers.submit(self.resume)  # others wait for a worker: to the end of their line
                     return
         finally:

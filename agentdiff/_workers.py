@@ -86,6 +86,7 @@ class Workers:
             pass  # rung twice: by somebody who took his time, see `_unpark`
 
     def _call_another(self) -> None:
+        """Ring for a parked worker, if there is one; one that has been rung already comes anyway."""
         with suppress(IndexError, RuntimeError):
             self._parked.popleft().release()
 
@@ -123,6 +124,8 @@ class Workers:
                 self._unpark(bell)
                 if (self._stopping or not self.watch()) and self._retire():
                     return
+            elif bell in self._parked:  # a late ring, meant for the sleep before: nobody is to ring here for this one
+                self._unpark(bell)
 
     def _unpark(self, bell: threading.Lock) -> None:
         """Stop being parked. If somebody has taken the bell meanwhile, he will ring it, unless Ctrl-C has come between.
@@ -187,9 +190,8 @@ class Workers:
         try:
             me = threading.current_thread()
             while True:
-                with suppress(IndexError):
-                    while True:
-                        self._parked.popleft().release()
+                while self._parked:
+                    self._call_another()
                 with self._mutex:
                     threads = [*self._threads, *self._ending]
                 others = [thread for thread in threads if thread is not me and (thread.is_alive() or not thread.ident)]

@@ -562,3 +562,27 @@ def test_E6_others_may_begin_while_we_drain(monkeypatch):
         pass
     join_all(adding)
     assert all(item.rounds <= 0 for item in kept)
+
+
+def test_E5_a_late_ring_leaves_no_bell_of_a_worker_that_has_gone(monkeypatch):
+    """Else the next job would ring there, and nobody would come."""
+    monkeypatch.setattr(_workers, "PARK_FOR", 0.002)
+    workers = _workers.Workers("late", 1)
+    stay = threading.Event()
+    workers.watch = lambda: not stay.is_set()
+    workers.submit(lambda: None)
+    bells = []
+
+    def take_bell():
+        with contextlib.suppress(IndexError):
+            bells.append(workers._parked.popleft())
+        return bells
+
+    eventually(take_bell)
+    eventually(lambda: workers._parked)  # it slept its time, and sleeps again
+    bells[0].release()
+    eventually(bells[0].locked)
+    stay.set()
+    eventually(lambda: not workers.threads)
+    assert not workers._parked
+    workers.stop()
