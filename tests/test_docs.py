@@ -87,7 +87,7 @@ def test_a_page_s_commands_exist(page: Path) -> None:
             made.add(words[3])
         if program.startswith(tuple(f"{venv}/bin/" for venv in made)):
             program = Path(program).name
-            assert program in {"python", "pip", "ruff", "mypy"}
+            assert program in {"python", "pip", "ruff", "mypy", "mkdocs"}
         else:
             assert shutil.which(program) or (ROOT / program).exists(), program
         for word in words[1:]:
