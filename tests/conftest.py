@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from redis_server import RedisServer
-from support import FakeClock
 
 from agentdiff import Coordinator
 from agentdiff.default import default_coordinator, reset_default
+from agentdiff.testing import FakeClock
 
 TIME_LIMIT = 60.0
 REAL_STDERR = os.dup(2)  # pytest redirects the other one, and a dump must be seen

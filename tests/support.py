@@ -1,4 +1,4 @@
-"""What the tests share: a clock that tests own, schedulers that are out to hurt, scripts in processes of their own."""
+"""What the tests share: schedulers that are out to hurt, scripts in processes of their own."""
 
 from __future__ import annotations
 
@@ -18,71 +18,6 @@ from agentdiff._clock import Clock
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = str(ROOT / "agentdiff") + os.sep
-
-
-class FakeClock(Clock):
-    """Time stands still until a test moves it; then the waits whose time is over end, in order."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.monotonic = lambda: self.now
-        self.time = lambda: self.now + 1_000_000.0
-        self._mutex = threading.Condition()
-        self._alarms: list[tuple[float, int, Callable[[], Any]]] = []
-        self._count = 0
-
-    def _add(self, delay: float, ring: Callable[[], Any]) -> tuple[float, int, Callable[[], Any]]:
-        with self._mutex:
-            self._count += 1
-            alarm = (self.now + delay, self._count, ring)
-            self._alarms.append(alarm)
-            self._mutex.notify_all()
-        return alarm
-
-    def _remove(self, alarm: tuple[float, int, Callable[[], Any]]) -> None:
-        with self._mutex:
-            if alarm in self._alarms:
-                self._alarms.remove(alarm)
-
-    def wait(self, lock: Any, timeout: Optional[float]) -> bool:
-        if timeout is None:
-            return bool(lock.acquire())
-        expired = []
-
-        def ring() -> None:
-            expired.append(True)
-            with contextlib.suppress(RuntimeError):
-                lock.release()
-
-        alarm = self._add(timeout, ring)
-        lock.acquire()
-        self._remove(alarm)
-        return not expired
-
-    def call_later(self, loop: Any, delay: float, call: Callable[[], Any]) -> Any:
-        alarm = self._add(delay, lambda: loop.call_soon_threadsafe(call))
-        clock = self
-
-        class Timer:
-            def cancel(self) -> None:
-                clock._remove(alarm)
-
-        return Timer()
-
-    def wait_for_sleepers(self, number: int) -> None:
-        """Until so many waits with a timeout have begun."""
-        with self._mutex:
-            assert self._mutex.wait_for(lambda: len(self._alarms) >= number, 10)
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        with self._mutex:
-            self.now += seconds
-            due = sorted(alarm for alarm in self._alarms if alarm[0] <= self.now)
-            for alarm in due:
-                self._alarms.remove(alarm)
-        for _, _, ring in due:
-            ring()
 
 
 def eventually(condition: Callable[[], Any], timeout: float = 10.0) -> None:

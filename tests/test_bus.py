@@ -10,7 +10,7 @@ import time
 from unittest.mock import Mock
 
 import pytest
-from support import FakeClock, eager_switching, eventually, join_all, start_all, yielding_at_opcodes
+from support import eager_switching, eventually, join_all, start_all, yielding_at_opcodes
 
 from agentdiff import (
     ClosedError,
@@ -23,6 +23,7 @@ from agentdiff import (
     _workers,
     bus,
 )
+from agentdiff.testing import FakeClock
 
 
 class Gate:

@@ -8,9 +8,10 @@ import threading
 from typing import Any
 
 import pytest
-from support import FakeClock, eventually, join_all, start_all
+from support import eventually, join_all, start_all
 
 from agentdiff import Coordinator, DeadlockError
+from agentdiff.testing import FakeClock
 
 
 class Ring:

@@ -6,9 +6,10 @@ import pickle
 import threading
 
 import pytest
-from support import FakeClock, eventually, join_all, start_all, yielding_at_opcodes
+from support import eventually, join_all, start_all, yielding_at_opcodes
 
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, DependencyFailedError
+from agentdiff.testing import FakeClock
 
 
 @pytest.fixture

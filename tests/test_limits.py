@@ -24,7 +24,6 @@ from typing import Any, Callable, Optional
 import pytest
 from support import (
     PACKAGE,
-    FakeClock,
     Stage,
     StageClock,
     StageDict,
@@ -42,6 +41,7 @@ from agentdiff._owner import ThreadOwner, current_owner
 from agentdiff._table import LockTable
 from agentdiff.limits import Limit, retry_after
 from agentdiff.locks import Lock
+from agentdiff.testing import FakeClock
 
 PER = 64.0
 

@@ -13,12 +13,13 @@ from contextvars import Context, copy_context
 from typing import Any, Callable, Optional
 
 import pytest
-from support import PACKAGE, FakeClock, eventually, join_all, start_all
+from support import PACKAGE, eventually, join_all, start_all
 
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, Lock, LockGroup, NotHeldError, Slot
 from agentdiff._owner import ThreadOwner, current_owner
 from agentdiff._table import LockTable
 from agentdiff._waitqueue import WaitQueue
+from agentdiff.testing import FakeClock
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PACKAGE, FakeClock, eventually, join_all, run_script, start_all
+from support import PACKAGE, eventually, join_all, run_script, start_all
 
 from agentdiff import Coordinator, all_of
 from agentdiff._log import about
 from agentdiff.stores import Query, Store
+from agentdiff.testing import FakeClock
 
 Log = pytest.LogCaptureFixture
 

@@ -7,10 +7,11 @@ import threading
 from typing import Any
 
 import pytest
-from support import FakeClock, eventually, join_all, start_all
+from support import eventually, join_all, start_all
 
 from agentdiff._clock import Clock
 from agentdiff._waitqueue import TaskBell, ThreadBell, Waiter, WaitQueue
+from agentdiff.testing import FakeClock
 
 
 def test_L3_the_line_keeps_the_order_of_coming() -> None:

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from support import FakeClock
 
 from agentdiff import Subscription, all_of
-from agentdiff.testing import InlineCoordinator
+from agentdiff.testing import FakeClock, InlineCoordinator
 
 RUNS = (None, "r", "s")
 NAMES = ("a", "b", "c")

@@ -23,12 +23,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import FakeClock
 
 from agentdiff import DeadlockError, NotHeldError, Slot
 from agentdiff._owner import HOLDS, ThreadOwner
 from agentdiff._places import How
 from agentdiff._table import LockTable
+from agentdiff.testing import FakeClock
 
 NAMES = ("a", "b", "c")
 OFTEN_A = ("a", "a", "a", "b", "b", "c")

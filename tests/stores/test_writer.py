@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from typing import Any, Callable, Optional
 
 import pytest
-from support import FakeClock, eventually, run_script
+from support import eventually, run_script
 
 from agentdiff import CoordinationTimeoutError, Coordinator, StoreError
 from agentdiff.stores import Query, Record, Store
 from agentdiff.stores.memory import MemoryStore
 from agentdiff.stores.writer import BATCH, Writer
+from agentdiff.testing import FakeClock
 
 
 class FakeStore(MemoryStore):
