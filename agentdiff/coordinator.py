@@ -222,7 +222,8 @@ class Coordinator:
         """A handle to the lock of this name, or to several: all or none (L6, L10).
 
         Args:
-            name, more: non-empty strings.
+            name: a non-empty string.
+            more: others; a name given twice counts once.
             timeout: how long `with` waits, in seconds: None waits, 0 tries once; left out: the coordinator's
                 `lock_timeout`.
             lend: whether what the holder starts while holding may enter too, one at a time (L2).
@@ -294,6 +295,9 @@ class Coordinator:
 
     def slot(self, name: str) -> Slot:
         """The slot by which the caller is inside this name: for `commit` and `throttled` within an agent (R3, R4).
+
+        Args:
+            name: the lock's name.
 
         Raises:
             NotHeldError: the calling thread or task is not inside.
@@ -425,14 +429,19 @@ class Coordinator:
             name: the event's name, or a pattern.
             timeout: seconds; None waits.
 
+        Returns:
+            The event.
+
         Raises:
             CoordinationTimeoutError: it did not come in time.
+            ClosedError: the coordinator has been closed meanwhile.
+            DeadlockError: nobody is left who could emit it: the process is ending (E6).
         """
         with self.expect(name) as expected:
             return expected.wait(timeout)
 
     async def wait_for_async(self, name: str, timeout: Optional[float] = None) -> Event:
-        """The same on a loop, which goes on meanwhile (E15)."""
+        """`wait_for` on a loop, which goes on meanwhile (E15)."""
         with self.expect(name) as expected:
             return await expected.wait_async(timeout)
 
@@ -477,9 +486,13 @@ class Coordinator:
             control_flow: exception types that mean "interrupted" and not "failed" (A2).
             collect: makes a generator's `result` of the list of its items, such as `"".join`; else it is their number.
 
+        Returns:
+            A decorator: what it makes of a function is of the same kind, and looks the same.
+
         Raises:
             TypeError, ValueError: on decorating: what is no function, or a template that names no parameter.
             CoordinationTimeoutError: on calling: the lock was not free in time, or an agent in `after` not complete.
+            DeadlockError: on calling: the wait for a lock, or for an agent in `after`, could never end (L5, A5).
             DependencyFailedError: on calling: an agent in `after` has failed in this run, or was cancelled.
         """
 
@@ -659,7 +672,7 @@ class Coordinator:
         self._bus.join(check_timeout(timeout), run)
 
     async def join_async(self, timeout: Optional[float] = None, *, run: Optional[str] = None) -> None:
-        """The same on a loop, which goes on meanwhile (E7)."""
+        """`join` on a loop, which goes on meanwhile (E7)."""
         await self._bus.join_async(check_timeout(timeout), run)
 
     def flush(self, timeout: Any = ...) -> None:
@@ -679,7 +692,11 @@ class Coordinator:
             )
 
     def close(self) -> None:
-        """Wait until every event is handled, then refuse new ones and end the threads (E7). Again: nothing."""
+        """Wait until every event is handled, then refuse new ones and end the threads (E7). Again: nothing.
+
+        Raises:
+            DeadlockError: called in a handler.
+        """
         if not self._bus.closed:
             self._bus.join()
             self._shut()
@@ -687,7 +704,7 @@ class Coordinator:
                 self._writer.stop()
 
     async def close_async(self) -> None:
-        """The same on a loop, which goes on meanwhile (E7)."""
+        """`close` on a loop, which goes on meanwhile (E7)."""
         if not self._bus.closed:
             await self._bus.join_async()
             self._shut()
@@ -746,7 +763,12 @@ class Coordinator:
     ) -> None:
         """Change settings in place; what is registered stays registered (F3). What is left out stays as it is.
 
-        Of a store: what has been emitted before goes to the old one, for which this waits `flush_timeout` at most.
+        The arguments are those of `Coordinator`. Of a store: what has been emitted before goes to the old one, for
+        which this waits `flush_timeout` at most.
+
+        Raises:
+            TypeError, ValueError: an argument that makes no sense.
+            StoreError: the store can't be opened; the old one stays.
         """
         about_store = {"flush_timeout": flush_timeout, "redact": redact, "max_payload": max_payload}
         checked = check_timeout(lock_timeout) if lock_timeout is not ... else self._table.timeout

@@ -84,7 +84,7 @@ def coordinate(
     control_flow: Union[type[BaseException], tuple[type[BaseException], ...]] = (),
     collect: Optional[Callable[[list[Any]], Any]] = None,
 ) -> Callable[[F], F]:
-    """`Coordinator.coordinate` on the default coordinator."""
+    """`Coordinator.coordinate` on the default coordinator (F1)."""
     return default_coordinator().coordinate(
         name,
         lock_name,
@@ -133,14 +133,14 @@ def when(
     once: bool = False,
     timeout: Optional[float] = None,
 ) -> Union[Subscription, Callable[[F], F]]:
-    """`Coordinator.on` on the default coordinator."""
+    """`Coordinator.on` on the default coordinator (F1)."""
     return default_coordinator().on(
         name, handler, loop=loop, pass_event=pass_event, concurrent=concurrent, once=once, timeout=timeout
     )
 
 
 def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
-    """`Coordinator.emit` on the default coordinator."""
+    """`Coordinator.emit` on the default coordinator (F1)."""
     return default_coordinator().emit(name, data, sender=sender)
 
 
@@ -155,7 +155,7 @@ def lock(
 
 
 def lock(name: str, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0) -> Union[Lock, LockGroup]:
-    """`Coordinator.lock` on the default coordinator."""
+    """`Coordinator.lock` on the default coordinator (F1)."""
     return default_coordinator().lock(name, *more, timeout=timeout, lend=lend, tokens=tokens)
 
 
@@ -168,5 +168,5 @@ def limit(
     per: float = 60.0,
     margin: float = 0.1,
 ) -> None:
-    """`Coordinator.limit` on the default coordinator."""
+    """`Coordinator.limit` on the default coordinator (F1)."""
     default_coordinator().limit(name, concurrency=concurrency, requests=requests, tokens=tokens, per=per, margin=margin)

@@ -34,7 +34,11 @@ class Event:
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """All that one piece of work causes: its events carry `id` (E12)."""
+    """All that one piece of work causes (E12): what `with coord.run(...) as run` yields.
+
+    Attributes:
+        id: the run's name; its events carry it as `run_id`.
+    """
 
     id: str
 

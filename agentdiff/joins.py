@@ -46,6 +46,9 @@ Names = Union[str, AnyOf, AllOf]
 def any_of(*names: str) -> AnyOf:
     """For `on`: the handler is called for each event of any of these names, or patterns (E13).
 
+    Args:
+        names: at least one event's name.
+
     Raises:
         TypeError, ValueError: no names, or what is none.
     """
@@ -65,6 +68,9 @@ def all_of(*names: str) -> AllOf:
     ...         _ = coord.emit("style", "prose")
     ...         _ = coord.emit("facts", "bees")
     bees in prose
+
+    Args:
+        names: at least one event's name.
 
     Raises:
         TypeError, ValueError: no names, what is none, or a pattern: which of its events would it wait for?

@@ -63,7 +63,8 @@ class Lock:
     """A handle to a named lock: `with` and `async with`, `acquire` and `release`.
 
     Cheap, without state of its own, and shareable by all threads and tasks (L10). Reentrant for its
-    holder, first come first served for everybody else (L2, L3).
+    holder, first come first served for everybody else (L2, L3). Its blocks yield a `Slot`, and raise
+    `CoordinationTimeoutError` where `acquire` would return False (L4).
 
     >>> from agentdiff import Coordinator
     >>> with Coordinator() as coord:
@@ -106,6 +107,8 @@ class Lock:
             Whether the lock was taken.
 
         Raises:
+            DeadlockError: the wait could never end (L5).
+            ValueError: more tokens than the limit can ever give (R5).
             TypeError, ValueError: the timeout is no number, negative or NaN, or given with `blocking=False`.
         """
         how = self._how

@@ -20,7 +20,12 @@ _TIMES_TRIED = 100
 
 
 class Versioned(NamedTuple):
-    """What `read()` gives: a value, and the version that it has."""
+    """What `read()` gives: a value, and the version that it has (W1).
+
+    Attributes:
+        value: the very object that was written, or the default.
+        version: for `write`; 0 where nobody has written.
+    """
 
     value: Any
     version: int
@@ -152,7 +157,11 @@ class State:
         return Versioned(written.value if written.version else self._default, written.version)
 
     def write(self, value: Any, *, version: int) -> int:
-        """Write, if nobody else has since the given version was read. Never waits.
+        """Write, if nobody else has since the given version was read (W1). Never waits.
+
+        Args:
+            value: anything.
+            version: what `read` gave with the old value.
 
         Returns:
             The new version.
@@ -167,10 +176,13 @@ class State:
         return written.version
 
     def delete(self, *, version: int) -> None:
-        """Forget the value, if nobody else has written since the given version was read.
+        """Forget the value, if nobody else has written since the given version was read (W1).
+
+        Args:
+            version: what `read` gave with the value.
 
         Raises:
-            StaleWriteError: somebody has.
+            StaleWriteError: somebody has. Nothing was changed.
         """
         _check_version(version)
         if not self._table.delete(self._name, version):
@@ -190,7 +202,7 @@ class State:
             CoordinationTimeoutError: the lock was not free within the coordinator's `lock_timeout`.
             StaleWriteError: each of a hundred times somebody wrote meanwhile: `change` itself, most likely.
             TypeError: `change` is a coroutine function; that is for `update_async`.
-            Whatever `change` raises; then nothing is written.
+            Exception: whatever `change` raises; then nothing is written.
         """
         _check_change(change)
         with self._lock:
@@ -205,7 +217,7 @@ class State:
         raise self._table.stale(self._name, before.version)
 
     async def update_async(self, change: Callable[[Any], Union[Any, Awaitable[Any]]]) -> Any:
-        """The same on a loop, which goes on meanwhile; `change` may be a coroutine function."""
+        """`update` on a loop, which goes on meanwhile; `change` may be a coroutine function (W2)."""
         _check_change(change)
         async with self._lock:
             for _ in range(_TIMES_TRIED):

@@ -242,15 +242,23 @@ class FakeClock(Clock):
     def wait_for_sleepers(self, number: int, timeout: float = 10.0) -> None:
         """Until so many waits with a timeout have begun.
 
+        Args:
+            number: how many.
+            timeout: seconds of real time.
+
         Raises:
-            TimeoutError: they did not, within so many seconds of real time.
+            TimeoutError: they have not, by then.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._alarms) >= number, timeout):
                 raise TimeoutError(f"{len(self._alarms)} waits have begun, not {number}")
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let time pass.
+
+        Args:
+            seconds: how much.
+        """
         with self._changed:
             self.now += seconds
             due = sorted(alarm for alarm in self._alarms if alarm[0] <= self.now)

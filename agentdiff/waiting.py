@@ -70,6 +70,9 @@ class Expected:
         Args:
             timeout: seconds; None waits.
 
+        Returns:
+            The event.
+
         Raises:
             CoordinationTimeoutError: it did not come in time.
             ClosedError: the coordinator has been closed meanwhile.
@@ -80,7 +83,7 @@ class Expected:
         return self._outcome(timeout)
 
     async def wait_async(self, timeout: Optional[float] = None) -> Event:
-        """The same on a loop, which goes on meanwhile."""
+        """`wait` on a loop, which goes on meanwhile (E15)."""
         timeout = self._check(timeout)
         bell = TaskBell()
         self._add(bell)

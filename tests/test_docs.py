@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
@@ -34,7 +35,7 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page != OF_F
 
 
 def as_id(page: Path) -> str:
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=as_id)
@@ -100,6 +101,16 @@ def test_a_page_s_links_lead_somewhere(page: Path) -> None:
     """Links to files of this repository."""
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("module", ["agentdiff", "agentdiff.stores", "agentdiff.testing", "agentdiff.monitor"])
+def test_every_public_name_has_an_entry_in_the_reference(module: str) -> None:
+    """Under this name or another; what it says there is its docstring."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
+    entries = re.findall(r"^::: (\S+)\.(\w+)$", pages, re.M)
+    shown = [getattr(importlib.import_module(where), name) for where, name in entries]
+    public = importlib.import_module(module)
+    assert [name for name in public.__all__ if getattr(public, name) not in shown] == []
 
 
 def test_every_promise_of_the_page_has_a_test() -> None:

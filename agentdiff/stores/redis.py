@@ -58,7 +58,8 @@ class RedisStore(Store):
     Args:
         url: `redis://user:password@host:6379/0`, `rediss://...` for TLS, `unix:///path/redis.sock?db=0`. Besides what
             redis-py takes, `?prefix=`, `?maxlen=`, `?password=` and `?db=` stand for the arguments of these names.
-        password, db: in place of what the URL says.
+        password: in place of what the URL says.
+        db: likewise, the database's number.
         prefix: what the names of keys begin with; the stream is `{prefix}events`.
         maxlen: about how many events are kept: never fewer, and a few hundred more at times.
 
