@@ -96,11 +96,19 @@ def test_a_page_s_commands_exist(page: Path) -> None:
                 assert (ROOT / word).exists(), word
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link to a page can name behind `#`."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=as_id)
 def test_a_page_s_links_lead_somewhere(page: Path) -> None:
-    """Links to files of this repository."""
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+    """Links to files of this repository, and to what stands in them."""
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^):]+))?\)", page.read_text(encoding="utf-8")):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("module", ["agentdiff", "agentdiff.stores", "agentdiff.testing", "agentdiff.monitor"])
