@@ -82,7 +82,11 @@ class LimitInfo:
 
     Attributes:
         name: the name.
-        concurrency, requests, tokens, per, margin: what was declared.
+        concurrency: how many may be inside at once, as declared; None: any number.
+        requests: how many may enter in any `per` seconds, as declared; None: any number.
+        tokens: how many tokens they may use in any `per` seconds, as declared; None: any number.
+        per: the window, in seconds.
+        margin: by how many seconds it is kept longer.
         places_taken: how many are inside, those on loan not counted.
         requests_used: how many entries the present window holds.
         tokens_used: how many tokens it holds, reservations included.

@@ -35,7 +35,8 @@ class Call:
         lock_wait: for how many seconds it waited for its locks, after that.
         locks: their names.
         after: the agents that it comes after.
-        started, ended: its events; None where they are missing.
+        started: its first event; None where it is missing.
+        ended: its last; None where it is missing.
     """
 
     agent: str
@@ -107,7 +108,8 @@ class History:
     Attributes:
         calls: all calls, by when they began.
         others: all events that are no part of a call.
-        begin, end: the first and the last moment.
+        begin: the first moment, in seconds since the epoch.
+        end: the last one.
     """
 
     def __init__(self, events: Iterable[Event]) -> None:

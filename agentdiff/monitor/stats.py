@@ -18,10 +18,14 @@ class AgentStats:
 
     Attributes:
         name: the agent's.
-        calls, failed, cancelled, unfinished: how many.
-        wait_p50, wait_p95: how long it waited, for locks and for agents that it comes after: half of the ended calls
-            no longer than p50, 95 % no longer than p95.
-        run_p50, run_p95: how long its own code ran.
+        calls: how many there were.
+        failed: how many of them failed.
+        cancelled: how many were cancelled.
+        unfinished: of how many the end is not among the events.
+        wait_p50: how long it waited, for locks and for agents that it comes after: half of the ended calls no longer.
+        wait_p95: 95 % of them no longer.
+        run_p50: how long its own code ran, likewise.
+        run_p95: likewise.
     """
 
     name: str
@@ -43,7 +47,8 @@ class LockStats:
         name: the lock's.
         calls: how many took it.
         waited: how many waited for it.
-        total_wait, longest_wait: in seconds.
+        total_wait: for how many seconds they waited, together.
+        longest_wait: for how many seconds the one that waited longest did.
         busy: for which part of the whole time somebody was inside, from 0 to 1.
     """
 

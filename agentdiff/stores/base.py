@@ -53,7 +53,8 @@ class Query:
     Attributes:
         name: a name, or a pattern as in E9.
         run: a run's id.
-        since, until: seconds since the epoch, both inclusive.
+        since: emitted then or later, in seconds since the epoch.
+        until: emitted then or earlier.
         limit: so many at most: the first ones.
         after: only those that were written after the record of this id; an unknown one: all.
     """
