@@ -6,15 +6,17 @@ so whoever asks here who holds the name asks once, and goes by the answer.
 
 from __future__ import annotations
 
+import itertools
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Callable, Optional, Protocol, Union
 
 import attrs
 
 from ._owner import HOLDS, GeneratorOwner, Owner, has_ended, in_words, loop_of
 from ._waitqueue import Waiter, WaitQueue
+from .deadlock import Hop, Wait
 from .errors import check_amount
 
 BY_HAND = -1
@@ -156,7 +158,7 @@ class Book:
         self.entries: dict[str, Entry] = storage()
         self.waiting: dict[Owner, Place] = {}
         self.blocked: dict[AbstractEventLoop, Place] = {}  # loops whose thread sleeps in a blocking acquire
-        self.elsewhere: dict[Owner, Callable[[], Any]] = {}  # who waits for something that is no lock, and for whom
+        self.elsewhere: dict[Owner, Callable[[], Wait]] = {}  # who waits for something that is no lock, and for whom
         self.woken: deque[Place] = deque()  # whose bells are still to be rung, after the mutex
 
     def clear(self) -> None:
@@ -214,8 +216,8 @@ class Entry(Protocol):
     def loans(self) -> list[tuple[Slot, bool]]:
         """Who is inside, and whether on loan."""
 
-    def ways(self, waiter: Place) -> list[list[Slot]]:
-        """By what the waiter could come in: of one of these lists, all must leave first."""
+    def wait_of(self, waiter: Place) -> Wait:
+        """Whom the waiter, which is in line, waits for (L5)."""
 
     def holder(self) -> Optional[Slot]:
         """Whom to name when somebody asks who has it."""
@@ -237,6 +239,18 @@ def lender(inside: Union[list[Slot], dict[Slot, list[Slot]]], claim: Slot) -> Op
             if isinstance(holder, GeneratorOwner) and holder.driver is claim.owner.driver:
                 return held
     return None
+
+
+def hops_to(waiter: Place, slots: Iterable[Slot]) -> list[Hop]:
+    """That the waiter waits for those who are inside by these slots."""
+    me, name = waiter.owner, waiter.claim.name
+    inside = [(slot.owner, slot.since) for slot in slots]  # asked once: it may leave the quick way at any time
+    return [Hop(me, owner, name, since) for owner, since in inside if owner is not None and owner is not me]
+
+
+def ahead_of(waiter: Place, line: WaitQueue[Slot]) -> Iterator[Place]:
+    """Those who stand ahead in line."""
+    return itertools.takewhile(lambda other: other is not waiter, line)
 
 
 class LockEntry:
@@ -279,10 +293,13 @@ class LockEntry:
     def holder(self) -> Optional[Slot]:
         return self.chain[-1] if self.chain else self.slots.get(self.name)
 
-    def ways(self, waiter: Place) -> list[list[Slot]]:
+    def wait_of(self, waiter: Place) -> Wait:
         inside = self.inside()
         by = lender(inside, waiter.claim)
-        return [inside[inside.index(by) + 1 :] if by is not None else inside]
+        hops = hops_to(waiter, inside if by is None else inside[inside.index(by) + 1 :])
+        if self.book.blocked:  # else those ahead wait for nobody that isn't named already
+            hops += [Hop(waiter.owner, other.owner, self.name, None) for other in ahead_of(waiter, self.line)]
+        return Wait(hops)
 
     # -- coming in ----------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from .deadlock import (
     Hop,
     LimitInfo,
     LockInfo,
+    Wait,
     WaiterInfo,
     age,
     describe_orphan,
@@ -148,7 +149,7 @@ class LockTable:
                     entry.tidy()
                 else:
                     blocked = self.book.blocked
-                    ring = find_ring(waiter.owner, self._ways) if blocked else self._ring_of(waiter, entry)
+                    ring = find_ring(waiter.owner, self._wait_of) if blocked else self._ring_of(waiter, entry)
                     if ring:
                         entry.forsake(waiter)
             if self.book.woken or self._chores:
@@ -167,47 +168,35 @@ class LockTable:
         waiting, elsewhere = self.book.waiting, self.book.elsewhere
         for slot in entry.inside():
             if slot.owner in waiting or slot.owner in elsewhere:
-                return find_ring(waiter.owner, self._ways)
+                return find_ring(waiter.owner, self._wait_of)
         return ()  # all who are inside can go on
 
-    def _ways(self, owner: Owner) -> Optional[list[list[Hop]]]:
-        """What `owner` waits for: it can go on when all of one of these lists can; None: it waits for nobody (L5)."""
+    def _wait_of(self, owner: Owner) -> Optional[Wait]:
+        """Whom `owner` waits for; None: it waits for nobody (L5)."""
         book = self.book
+        elsewhere, waiter = book.elsewhere.get(owner), book.waiting.get(owner)
+        wait = None
+        if elsewhere is not None:
+            wait = elsewhere()
+        elif waiter is not None:
+            wait = self._entry(waiter.claim.name).wait_of(waiter)
         loop = loop_of(owner)
         blocker = book.blocked.get(loop) if loop is not None else None
-        loop_hops = [Hop(owner, blocker.owner, None, None)] if blocker and blocker.owner is not owner else []
-        other_wait = book.elsewhere.get(owner)
-        if other_wait is not None:
-            return [loop_hops + way for way in other_wait()]
-        waiter = book.waiting.get(owner)
-        if waiter is None:
-            return [loop_hops] if loop_hops else None
-        name = waiter.claim.name
-        entry = self._entry(name)
-        ways = []
-        for way in entry.ways(waiter):
-            hops = loop_hops.copy()
-            for slot in way:
-                holder = slot.owner  # asked once: it may leave the quick way at any time
-                if holder is not None:
-                    hops.append(Hop(owner, holder, name, slot.since))
-            if book.blocked and isinstance(entry, LockEntry):  # else they wait for nobody that isn't named already
-                for other in entry.line:
-                    if other is waiter:
-                        break
-                    hops.append(Hop(owner, other.owner, name, None))
-            ways.append(hops)
-        return ways
+        if blocker is None or blocker.owner is owner:
+            return wait
+        by = blocker.owner
+        hop = Hop(owner, by, None, None)
+        return Wait([hop, *wait.hops], lambda free: by in free and wait.ends(free)) if wait is not None else Wait([hop])
 
-    def begin_wait(self, owner: Owner, ways: Callable[[], list[list[Hop]]], name: str) -> None:
-        """`owner` is about to wait for something that is no lock; `ways` says for whom (L5).
+    def begin_wait(self, owner: Owner, wait: Callable[[], Wait], name: str) -> None:
+        """`owner` is about to wait for something that is no lock; `wait` says for whom (L5).
 
         Raises:
             DeadlockError: the wait could never end.
         """
         with self._mutex:
-            self.book.elsewhere[owner] = ways
-            ring = find_ring(owner, self._ways)
+            self.book.elsewhere[owner] = wait
+            ring = find_ring(owner, self._wait_of)
             if ring:
                 del self.book.elsewhere[owner]
         self._act()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from _thread import allocate_lock
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections import OrderedDict
-from typing import Any, Generic, Optional, Protocol, TypeVar
+from typing import Any, Generic, Optional, Protocol, TypeVar, Union
 
 from ._clock import Clock
 from ._owner import Owner, running_loop
@@ -28,6 +28,8 @@ class ThreadBell:
     """A sleep on a thread."""
 
     __slots__ = ("_lock",)
+
+    loop = None
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
@@ -48,19 +50,19 @@ class ThreadBell:
 class TaskBell:
     """A sleep on the running loop."""
 
-    __slots__ = ("_future", "_loop", "_rung")
+    __slots__ = ("_future", "_rung", "loop")
 
     def __init__(self) -> None:
-        self._loop = get_running_loop()
+        self.loop = get_running_loop()
         self._rung = False
         self._future: Optional[Future[None]] = None
 
     def ring(self) -> bool:
-        if running_loop() is self._loop:
+        if running_loop() is self.loop:
             self._finish()
             return True
         try:
-            self._loop.call_soon_threadsafe(self._finish)
+            self.loop.call_soon_threadsafe(self._finish)
         except RuntimeError:
             return False  # the loop has been closed: nobody will ever run this task again
         return True
@@ -76,11 +78,11 @@ class TaskBell:
     async def sleep(self, clock: Clock, timeout: Optional[float]) -> None:
         """Sleep until it is rung, `timeout` seconds at most."""
         if not self._rung:
-            self._future = self._loop.create_future()
+            self._future = self.loop.create_future()
             if timeout is None:
                 await self._future
             else:
-                timer = clock.call_later(self._loop, timeout, self._end_sleep)
+                timer = clock.call_later(self.loop, timeout, self._end_sleep)
                 try:
                     await self._future
                 finally:
@@ -99,7 +101,7 @@ class Waiter(Generic[T]):
 
     __slots__ = ("bell", "blocks", "claim", "owner", "request", "served", "since", "timeout", "tokens", "warned")
 
-    bell: Optional[Bell]
+    bell: Union[ThreadBell, TaskBell, None]
     blocks: Optional[AbstractEventLoop]
     claim: T
     owner: Owner

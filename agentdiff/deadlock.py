@@ -7,7 +7,7 @@ ring (L5); the words are made afterwards, since they walk the stacks of those co
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from types import FrameType
 from typing import Any, Callable, Optional
 
@@ -142,35 +142,47 @@ class Hop:
     what: Optional[str] = None
 
 
-Ways = Optional[list[list[Hop]]]
-"""What somebody waits for: all others of any one of these lists. None: for nobody."""
+@attrs.frozen
+class Wait:
+    """Whom somebody waits for: `hops` lead to all who have a part in it.
+
+    `ends` tells whether it will end some time, if those can go on who are in what it is given. Unless said otherwise
+    all must.
+    """
+
+    hops: list[Hop]
+    ends: Callable[[Container[Owner]], bool] = attrs.field()
+
+    @ends.default
+    def _all_go_on(self) -> Callable[[Container[Owner]], bool]:
+        return lambda free: all(hop.other in free for hop in self.hops)
 
 
-def find_ring(start: Owner, ways_of: Callable[[Owner], Ways]) -> tuple[Hop, ...]:
-    """The hops from `start` around a ring, if it could never go on; else nothing."""
-    ways: dict[Owner, list[list[Hop]]] = {}
+def find_ring(start: Owner, wait_of: Callable[[Owner], Optional[Wait]]) -> tuple[Hop, ...]:
+    """The hops from `start` around a ring, if it could never go on; else nothing. None: it waits for nobody."""
+    waits: dict[Owner, Wait] = {}
     free: set[Owner] = set()
     todo = [start]
     while todo:
         owner = todo.pop()
-        if owner in ways or owner in free:
+        if owner in waits or owner in free:
             continue
-        found = ways_of(owner)
-        if found is None:
+        wait = wait_of(owner)
+        if wait is None:
             free.add(owner)
         else:
-            ways[owner] = found
-            todo += [hop.other for way in found for hop in way]
+            waits[owner] = wait
+            todo += [hop.other for hop in wait.hops]
     more = True
-    while more:  # whoever waits for those only who can go on can go on too
-        able = [o for o in ways if o not in free and any(all(hop.other in free for hop in way) for way in ways[o])]
+    while more:  # whose wait ends once those go on who can, can go on too
+        able = [owner for owner, wait in waits.items() if owner not in free and wait.ends(free)]
         free.update(able)
         more = bool(able)
     ring: list[Hop] = []
     passed: set[Owner] = set()
     while start not in free and start not in passed:
         passed.add(start)
-        ring.append(next(hop for way in ways[start] for hop in way if hop.other not in free))
+        ring.append(next(hop for hop in waits[start].hops if hop.other not in free))
         start = ring[-1].other
     return tuple(ring)
 

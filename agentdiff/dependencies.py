@@ -15,10 +15,8 @@ import attrs
 from ._clock import Clock
 from ._owner import Owner, in_words, lent_worker
 from ._waitqueue import Bell, TaskBell, ThreadBell
-from .deadlock import Hop, age, where
+from .deadlock import Hop, Wait, age, where
 from .errors import CoordinationTimeoutError, DeadlockError, DependencyFailedError
-
-_WAYS_TRIED = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -45,7 +43,7 @@ class AgentInfo:
 class Graph(Protocol):
     """Who waits for whom, for locks and otherwise: the lock table."""
 
-    def begin_wait(self, owner: Owner, ways: Callable[[], list[list[Hop]]], name: str) -> None:
+    def begin_wait(self, owner: Owner, wait: Callable[[], Wait], name: str) -> None:
         """`owner` is about to wait; raises `DeadlockError` if that could never end (L5)."""
 
     def end_wait(self, owner: Owner) -> None:
@@ -162,7 +160,7 @@ class Dependencies:
             while not self._is_ready(call, after, bell := ThreadBell()):
                 left = self._left(call, deadline, timeout)
                 self._refuse_ring(call)
-                self._graph.begin_wait(call.owner, lambda: self._ways(call), call.missing[0])
+                self._graph.begin_wait(call.owner, lambda: self._wait_of(call), call.missing[0])
                 with lent_worker():
                     bell.sleep(self._clock, left)
         finally:
@@ -175,7 +173,7 @@ class Dependencies:
             while not self._is_ready(call, after, bell := TaskBell()):
                 left = self._left(call, deadline, timeout)
                 self._refuse_ring(call)
-                self._graph.begin_wait(call.owner, lambda: self._ways(call), call.missing[0])
+                self._graph.begin_wait(call.owner, lambda: self._wait_of(call), call.missing[0])
                 await bell.sleep(self._clock, left)
         finally:
             self._stop(call)
@@ -206,16 +204,18 @@ class Dependencies:
             call.bell = None
         self._graph.end_wait(call.owner)
 
-    def _ways(self, call: Running) -> list[list[Hop]]:
+    def _wait_of(self, call: Running) -> Wait:
         """Whose calls may bring what it waits for: of each agent that runs now, one. One that doesn't may begin yet."""
         with self._mutex:
             calls = self._runs.setdefault(call.run, _Run()).calls
-            running = [
+            by_agent = [
                 [Hop(call.owner, other.owner, None, None, f"agent {name!r}") for other in calls if other.agent == name]
                 for name in call.missing
             ]
-        ways = [list(way) for way in itertools.islice(itertools.product(*filter(None, running)), _WAYS_TRIED + 1)]
-        return ways if len(ways) <= _WAYS_TRIED else [[]]  # too many to look at: one of them may be free
+        return Wait(
+            [hop for hops in by_agent for hop in hops],
+            lambda free: all(not hops or any(hop.other in free for hop in hops) for hops in by_agent),
+        )
 
     def _refuse_ring(self, call: Running) -> None:
         """If what it waits for comes, in the end, after itself, that would never end, whatever may begin yet (L5)."""

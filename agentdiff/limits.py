@@ -9,16 +9,17 @@ then on its window runs: R2 is measured there, and a thread that is slow to wake
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, Optional, Union
 
 import attrs
 
 from ._owner import GeneratorOwner, Owner
-from ._places import Book, LockEntry, Place, Slot, lender
+from ._places import Book, LockEntry, Place, Slot, ahead_of, hops_to, lender
 from ._waitqueue import WaitQueue
-from .deadlock import LimitInfo
+from .deadlock import Hop, LimitInfo, Wait
 from .errors import check_amount
 
 
@@ -74,9 +75,7 @@ class Charge:
 
     def enter(self, now: float) -> None:
         """The block is entered now."""
-        if self.at is None and self.counts:
-            self.at = now
-            self.entry.account.enter(self)
+        if self.entry.account.enter(self, now):
             self.entry.serve()
 
 
@@ -88,34 +87,36 @@ class Account:
     def __init__(self, limit: Limit) -> None:
         self.limit: Limit = limit
         self.entered: deque[Charge] = deque()  # in the order of their times
-        self.open: int = 0  # charges that have not entered yet
+        self.open: dict[Charge, Place] = {}  # what has not been entered yet, and who is to enter it
         self.tokens: float = 0  # of all these
         self.resume_at: float = 0.0  # nobody enters before (R4)
 
     @property
     def used(self) -> int:
         """How many requests count at the moment."""
-        return len(self.entered) + self.open
+        return len(self.entered) + len(self.open)
 
-    def charge(self, entry: LimitEntry, tokens: float) -> Charge:
+    def charge(self, entry: LimitEntry, waiter: Place) -> Charge:
         """Grant an entry: it counts at once, and its window begins with `enter`."""
-        charge = Charge(entry, tokens)
-        self.open += 1
-        self.tokens += tokens
+        charge = Charge(entry, waiter.tokens)
+        self.open[charge] = waiter
+        self.tokens += charge.tokens
         return charge
 
-    def enter(self, charge: Charge) -> None:
-        """The block of the charge has been entered."""
-        self.open -= 1
+    def enter(self, charge: Charge, now: float) -> bool:
+        """The block of the charge is entered now; False if it was before, or is not wanted any more."""
+        if self.open.pop(charge, None) is None:
+            return False
+        charge.at = now
         if self.limit.requests is None and self.limit.tokens is None:
             self._forget(charge)
         else:
             self.entered.append(charge)
+        return True
 
     def refund(self, charge: Charge) -> None:
         """It was granted, and is not wanted any more."""
-        if charge.at is None and charge.counts:
-            self.open -= 1
+        if self.open.pop(charge, None) is not None:
             self._forget(charge)
 
     def settle(self, charge: Charge, tokens: float) -> None:
@@ -163,8 +164,8 @@ class Account:
 
     def forget_open(self) -> None:
         """After a fork: what had not entered yet is the parent's."""
-        self.open = 0
-        self.tokens = sum(charge.tokens for charge in self.entered)
+        while self.open:
+            self._forget(self.open.popitem()[0])
 
 
 class Request:
@@ -194,8 +195,8 @@ class LimitEntry:
     A name that is limited never goes the quick way: a slot of ours lies in the table's dict, which nobody owns.
     """
 
-    __slots__ = ("_armed", "_chains", "_closed", "_former", "_owners", "_places", "account", "book", "hopeful", "limit",
-                 "line", "name")  # fmt: skip
+    __slots__ = ("_chains", "_closed", "_due", "_former", "_owners", "_places", "_sides", "account", "book", "hopeful",
+                 "limit", "line", "name")  # fmt: skip
 
     def __init__(self, name: str, book: Book, limit: Limit, before: LockEntry) -> None:
         self.name: str = name
@@ -204,7 +205,8 @@ class LimitEntry:
         self.account: Account = Account(limit)
         self.line: WaitQueue[Slot] = before.line
         self.hopeful: dict[Place, None] = before.hopeful  # those in line who may come in without a place of their own
-        self._armed: Optional[Place] = None  # who sleeps until its time
+        self._sides: dict[Optional[AbstractEventLoop], WaitQueue[Slot]] = {}  # the line by loop; None: of the threads
+        self._due: Optional[float] = None  # when the next one's time comes, if time is what it waits for
         self._chains: dict[Slot, list[Slot]] = {}  # the place of each slot inside: who has it, and who borrows it
         self._owners: dict[Owner, Slot] = {}
         self._places = 0
@@ -217,21 +219,24 @@ class LimitEntry:
         self._former = chain[0] if chain else None  # it may still leave the quick way
         for slot in chain:
             self._chains[slot] = chain
-            assert slot.owner is not None
-            self._owners[slot.owner] = slot
+            owner = slot.owner  # asked once: it may leave the quick way in this moment
+            if owner is not None:
+                self._owners[owner] = slot
         self._places = 1 if chain else 0
         for waiter in self.line:
             waiter.request = Request()
+            self._side(waiter)[waiter] = None
         book.slots[name] = self._closed
 
     def forget(self) -> None:
         """Nobody holds or waits any more (L13)."""
         self.line.clear()
         self.hopeful.clear()
+        self._sides.clear()
         self._chains.clear()
         self._owners.clear()
         self._places = 0
-        self._armed = self._former = None
+        self._due = self._former = None
         self.account.forget_open()
         self.book.entries[self.name] = self
         self.book.slots[self.name] = self._closed
@@ -266,12 +271,51 @@ class LimitEntry:
         due = self.account.due(now, 0)
         return not self.line and self._has_room() and due is not None and due <= now
 
-    def ways(self, waiter: Place) -> list[list[Slot]]:
-        if self._opening(waiter) is not None:
-            return [[]]  # it waits for time to pass, and not for anybody
+    # -- who waits for whom: for those inside, and those who were let in and can't enter; never for time --------------
+
+    def wait_of(self, waiter: Place) -> Wait:
+        me = waiter.owner
+        lenders, _ = self._lenders_place(waiter)
+        in_the_way = [] if self._opening(waiter) else [slot for slot in self._chains if slot not in lenders]
+        hops = hops_to(waiter, in_the_way)
+        hops += [Hop(me, other.owner, self.name, other.claim.since) for other in self.account.open.values()]
+        if self.book.blocked:
+            ahead = filter(self._is_blocked, ahead_of(waiter, self.line))
+            hops += [Hop(me, other.owner, self.name, None) for other in ahead]
+        return Wait(hops, lambda free: self._comes_in(waiter, free))
+
+    def _lenders_place(self, waiter: Place) -> tuple[list[Slot], list[Slot]]:
+        """Who has the place of the waiter's lender: up to the lender, and those to whom it is lent beyond."""
         by = lender(self._chains, waiter.claim)
-        chains = {id(chain): chain for chain in self._chains.values()}
-        return [chain[chain.index(by) + 1 :] if by in chain else chain.copy() for chain in chains.values()]
+        if by is None:
+            return [], []
+        chain = self._chains[by]
+        lent = chain.index(by) + 1
+        return chain[:lent], chain[lent:]
+
+    def _is_blocked(self, waiter: Place) -> bool:
+        """Whether it couldn't enter if it were let in: its loop's thread sleeps in a blocking acquire."""
+        return waiter.bell is not None and waiter.bell.loop in self.book.blocked
+
+    def _comes_in(self, waiter: Place, free: Container[Owner]) -> bool:
+        """Whether it does some time, if of all others only those go on who are in `free`."""
+        limit = self.limit
+        staying = [slot for slot in self._chains if slot.owner is not None and slot.owner not in free]
+        places = len({id(self._chains[slot]) for slot in staying})
+        granted = [other for other in self.account.open.values() if other.owner not in free]
+        lenders, lent = self._lenders_place(waiter)
+        passes = bool(self._opening(waiter)) or bool(lenders and not set(lent) & set(staying))
+        for other in self.line if not passes and (granted or self.book.blocked) else (waiter,):
+            if limit.requests is not None and len(granted) >= limit.requests:
+                return False
+            if limit.tokens is not None and sum(one.tokens for one in (*granted, other)) > limit.tokens:
+                return False
+            if other is waiter:
+                break
+            if other.owner not in free and self._is_blocked(other):  # its turn comes, and it can't take it
+                granted.append(other)
+                places += other not in self.hopeful
+        return passes or limit.concurrency is None or places < limit.concurrency
 
     # -- coming in ----------------------------------------------------------------------------------------
 
@@ -301,12 +345,11 @@ class LimitEntry:
         if first and due is not None and due <= now:
             return self._let_in(waiter)
         if waiter.bell is not None:
-            self.line[waiter] = None
+            self.line[waiter] = self._side(waiter)[waiter] = None
             if opening or (self._may_borrow(waiter) and lender(self._chains, waiter.claim)):
                 self.hopeful[waiter] = None
             self.book.list(waiter)
-            if first:
-                self._arm(waiter, due, asleep=False)
+            self._watch(due if first else self._due, waiter)
         return None
 
     def _next_inside(self) -> Optional[Place]:
@@ -326,7 +369,7 @@ class LimitEntry:
             self._chains[claim] = chain
             self._owners[waiter.owner] = claim
             claim.since = self.book.now()
-        charge = self.account.charge(self, waiter.tokens)
+        charge = self.account.charge(self, waiter)
         if hasattr(slot, "charges"):
             slot.charges.append(charge)
         else:
@@ -344,17 +387,14 @@ class LimitEntry:
         self.account.expire(now)
         while True:
             waiter = self._next()
-            if waiter is None:
-                self._disarm()
-                return
-            due = self.account.due(now, waiter.tokens)
-            if due is None or due > now:
-                self._arm(waiter, due)
-                return
+            due = self.account.due(now, waiter.tokens) if waiter is not None else None
+            if waiter is None or due is None or due > now:
+                break
             self._unlist(waiter)
             self._let_in(waiter)
             waiter.served = True
             self.book.woken.append(waiter)
+        self._watch(due)
 
     def _next(self) -> Optional[Place]:
         """Whose turn it is, once the account allows it; None if nobody could come in even then."""
@@ -364,27 +404,31 @@ class LimitEntry:
         first = next(iter(self.line), None)
         return first if first is not None and self._opening(first) is not None else None
 
-    def _arm(self, waiter: Place, due: Optional[float], asleep: bool = True) -> None:
-        """Have the next in line look again when its time has come: it alone sleeps with a time."""
-        if self._armed is not waiter:
-            self._disarm()
-            self._armed = waiter
-        if waiter.request.due != due:
-            waiter.request.due = due
-            if asleep:
-                self.book.woken.append(waiter)
+    def _watch(self, due: Optional[float], awake: Optional[Place] = None) -> None:
+        """Have the first in line of each loop, and the first thread, look again when the next one's time has come.
 
-    def _disarm(self) -> None:
-        if self._armed is not None:
-            self._armed.request.due = None
-            self._armed = None
+        One alone might be a task whose loop is busy then, or closed.
+        """
+        self._due = due
+        for side in self._sides.values():
+            first = next(iter(side))
+            if first.request.due != due:
+                first.request.due = due
+                if due is not None and first is not awake:
+                    self.book.woken.append(first)
+
+    def _side(self, waiter: Place) -> WaitQueue[Slot]:
+        assert waiter.bell is not None
+        return self._sides.setdefault(waiter.bell.loop, WaitQueue())
 
     def _unlist(self, waiter: Place) -> None:
-        self.line.pop(waiter, None)
+        assert waiter.bell is not None
+        side = self._side(waiter)
+        del self.line[waiter], side[waiter]
+        if not side:
+            del self._sides[waiter.bell.loop]
         self.hopeful.pop(waiter, None)
         self.book.unlist(waiter)
-        if self._armed is waiter:
-            self._disarm()
 
     # -- going out ----------------------------------------------------------------------------------------
 
@@ -398,8 +442,7 @@ class LimitEntry:
             charges.pop()
         if slot.is_empty():
             self._leave(slot)
-        else:
-            self.serve()
+        self.serve()
         return True
 
     def _leave(self, slot: Slot) -> None:
@@ -410,13 +453,18 @@ class LimitEntry:
         owner, slot.owner = slot.owner, None
         if owner is not None and self._owners.get(owner) is slot:
             del self._owners[owner]
-        self.serve()
 
     def forsake(self, waiter: Place) -> None:
-        request = waiter.request
         if waiter in self.line:
             self._unlist(waiter)
-        elif request is None:  # appointed when the name was a lock still
+        else:
+            self._take_back(waiter)
+        self.serve()
+
+    def _take_back(self, waiter: Place) -> None:
+        """It was let in, and will not enter."""
+        request = waiter.request
+        if request is None:  # appointed when the name was a lock still
             if waiter.claim in self._chains:
                 self._leave(waiter.claim)
         elif request.charge is not None:
@@ -427,14 +475,19 @@ class LimitEntry:
                 slot.charges.remove(charge)
             if slot in self._chains and slot.count_off(waiter.owner) and slot.is_empty():
                 self._leave(slot)
-        self.serve()
 
     def settle(self, slot: Slot) -> None:
         slot.owner = None
         self.serve()
 
     def _mend(self) -> None:
-        """Whoever held the name when it was a lock may leave the quick way, and let others in behind it."""
+        """Whoever held the name when it was a lock may leave the quick way, and let others in behind it.
+
+        And who was let in on a loop that was closed before it could enter never will.
+        """
+        for waiter in list(self.account.open.values()):
+            if waiter.bell is not None and waiter.bell.loop is not None and waiter.bell.loop.is_closed():
+                self._take_back(waiter)
         if self.book.slots.get(self.name) is not self._closed:
             self.book.slots[self.name] = self._closed
         former = self._former

@@ -230,7 +230,12 @@ class FakeClock(Clock):
 
     def call_later(self, loop: asyncio.AbstractEventLoop, delay: float, call: Callable[[], Any]) -> Any:
         """Have the loop make the call when `advance` has passed so many seconds."""
-        alarm = self._add(delay, lambda: loop.call_soon_threadsafe(call))
+
+        def ring() -> None:
+            with suppress(RuntimeError):  # the loop has been closed, and its timers with it
+                loop.call_soon_threadsafe(call)
+
+        alarm = self._add(delay, ring)
         clock = self
 
         class Timer:

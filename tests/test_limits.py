@@ -2062,21 +2062,105 @@ def test_L5_two_requests_left_close_no_ring(coord: Coordinator, clock: CountingC
     group.entered().go()
 
 
-def test_L5_a_blocking_acquire_beside_a_task_of_its_own_loop_waits_for_its_time(
-    coord: Coordinator, clock: CountingClock
-) -> None:
-    """The task ahead sleeps on the loop that is blocked; still both times come, and somebody looks at the clock."""
-    coord.limit("api", requests=2, per=PER, margin=0)
-    for _ in range(2):
-        assert enters(coord.lock("api"))
+@pytest.mark.parametrize("limit", [{"requests": 1}, {"tokens": 10}, {"requests": 5, "tokens": 19}])
+def test_L5_a_group_on_its_way_in_can_close_a_ring(coord: Coordinator, limit: dict[str, int]) -> None:
+    """It has the last request, or tokens, until it has the other lock too; and that I hold."""
+    coord.limit("api", **limit, per=PER, margin=0)
+    with coord.lock("b"):
+        group = Visitor(coord.lock("api", "b", tokens=10), "Group")
+        eventually(lambda: line(coord, "b"))
+        with pytest.raises(DeadlockError) as caught, coord.lock("api", tokens=10):
+            pass
+        assert "waiting for lock 'api'" in str(caught.value)
+        assert "lock 'api', which thread \"Group\" has held" in caught.value.cycle[0]
+        assert "lock 'b'" in caught.value.cycle[1]
+    group.entered().go()
+    assert info(coord).requests_used == 1
 
-    async def main() -> None:
-        task = asyncio.ensure_future(by_hand(coord.lock("api")))
-        await until(lambda: line(coord))
-        helper = start_all(lambda: (clock.wait_for_sleepers(2), clock.advance(PER)))
-        with coord.lock("api"):
+
+def test_L5_a_group_is_refused_if_it_would_close_the_ring(coord: Coordinator, clock: CountingClock) -> None:
+    """It stood ahead in line; now it has the request, and the other lock is held by the one behind."""
+    coord.limit("api", requests=1, per=PER, margin=0)
+    assert enters(coord.lock("api"))
+    group = Visitor(coord.lock("api", "b"), "Group")
+    eventually(lambda: line(coord))
+    holder = cross(coord, "b", "api")
+    clock.wait_for_sleepers(1)
+    clock.advance(PER)
+    assert isinstance(group.ended(), DeadlockError)
+    holder.entered().go()
+
+
+def test_L5_tokens_that_a_group_on_its_way_in_leaves_close_no_ring(coord: Coordinator, clock: CountingClock) -> None:
+    """The limit has enough for both, in time; one token more, and it is a ring."""
+    coord.limit("api", tokens=100, per=PER, margin=0)
+    with coord.lock("b"):
+        group = Visitor(coord.lock("api", "b", tokens=40))
+        eventually(lambda: line(coord, "b"))
+        assert enters(coord.lock("api", tokens=60))
+        with pytest.raises(DeadlockError):
+            coord.lock("api", tokens=61).acquire()
+        helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(PER)))
+        with coord.lock("api", tokens=60):
             pass
         join_all(helper)
+    group.entered().go()
+
+
+def test_L5_those_ahead_who_ask_for_more_can_close_a_ring(coord: Coordinator, clock: CountingClock) -> None:
+    """Somebody ahead waits for the tokens that a group on its way in has: there is no way past."""
+    coord.limit("api", tokens=100, per=PER, margin=0)
+    with coord.lock("b"):
+        group = Visitor(coord.lock("api", "b", tokens=40))
+        eventually(lambda: line(coord, "b"))
+        big = queued(coord, coord.lock("api", tokens=61))
+        with pytest.raises(DeadlockError):
+            coord.lock("api", tokens=1).acquire()
+    group.entered().go()
+    clock.advance(PER)
+    big.entered().go()
+
+
+@pytest.mark.parametrize("ahead", ["in line", "on its way in"])
+@pytest.mark.parametrize(("limit", "refused"), [
+    ({"requests": 1}, True),
+    ({"requests": 2}, False),
+    ({"tokens": 19}, True),
+    ({"tokens": 20}, False),
+    ({"requests": 2, "concurrency": 1}, True),
+    ({"requests": 2, "concurrency": 2}, False),
+])  # fmt: skip
+def test_L5_a_blocking_acquire_behind_a_task_of_its_own_loop(
+    coord: Coordinator, clock: CountingClock, ahead: str, limit: dict[str, int], refused: bool
+) -> None:
+    """The task can't go in while its loop is blocked: refused if it would get the last of what there is."""
+    coord.limit("api", **limit, per=PER, margin=0)
+    lock = coord.lock("api", tokens=10)
+    while enters(lock):
+        pass
+
+    def time_passes() -> None:
+        clock.wait_for_sleepers(2)
+        clock.advance(1)  # the warning is due
+        eventually(lambda: clock.timers == [PER - 1, PER - 1])
+        clock.advance(PER - 1)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(by_hand(lock))
+        await until(lambda: line(coord))
+        if ahead == "on its way in":
+            clock.now += PER
+            lock.locked()
+            assert line(coord) == []  # it has been let in, and has not woken up yet
+        helper = [] if refused or ahead != "in line" else start_all(time_passes)
+        if refused:
+            with pytest.raises(DeadlockError, match="use `async with`"), lock:
+                pass
+        else:
+            with lock:
+                pass
+        join_all(helper)
+        clock.advance(PER)
         await task
 
     asyncio.run(main())
@@ -2188,7 +2272,8 @@ class Interruption:
     def turn(self) -> None:
         """The stranger behind comes, and then the time for both."""
         if self.behind is None:
-            self.behind = self.table._ask("a", self.others[1], None, SimpleNamespace(ring=lambda: True), None, 1)
+            bell = SimpleNamespace(ring=lambda: True, loop=None)
+            self.behind = self.table._ask("a", self.others[1], None, bell, None, 1)
             Context().run(self.table._decide, self.behind, True)
             assert self.slot is not None
             self.table.free(self.slot, self.others[0])
@@ -2321,6 +2406,81 @@ def test_L3_waiting_for_a_place_needs_no_timer(coord: Coordinator, clock: Counti
         waiter.leave.set()
     for waiter in waiters:
         waiter.go()
+
+
+# -- L3: who watches the clock ------------------------------------------------------------------------------
+
+
+def busy_loop(lock: Any) -> tuple[threading.Event, list[threading.Thread]]:
+    """A task waits on a loop that is busy then, until the event is set."""
+    busy, free = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        task = asyncio.ensure_future(by_hand(lock))
+        await asyncio.sleep(0)
+        busy.set()
+        assert free.wait(30)
+        await task
+
+    threads = start_all(lambda: asyncio.run(main()))
+    assert busy.wait(10)
+    return free, threads
+
+
+@pytest.mark.parametrize("behind", ["thread", "loop"])
+@pytest.mark.parametrize("limit", [{"requests": 2}, {"tokens": 20}])
+def test_L3_a_busy_loop_at_the_head_holds_up_nobody_whose_time_has_come(
+    coord: Coordinator, clock: CountingClock, limit: dict[str, int], behind: str
+) -> None:
+    """The first of every loop, and the first thread, watches the clock: whoever is awake lets all of them in."""
+    coord.limit("api", **limit, per=PER, margin=0)
+    lock = coord.lock("api", tokens=10)
+    assert enters(lock)
+    assert enters(lock)
+    free, threads = busy_loop(lock)
+    waiter = start_all((lambda: asyncio.run(by_hand(lock))) if behind == "loop" else lambda: by_with(coord, 10, int))
+    clock.wait_for_sleepers(2)
+    clock.advance(PER)
+    join_all(waiter)
+    assert info(coord).requests_used == 2  # the busy one has been let in, too
+    free.set()
+    join_all(threads)
+
+
+@pytest.mark.parametrize("behind", ["thread", "loop"])
+def test_L3_a_closed_loop_at_the_head_is_passed_over_when_its_time_comes(
+    coord: Coordinator, clock: CountingClock, behind: str
+) -> None:
+    """Nobody but the waiters behind it is there to see that."""
+    coord.limit("api", requests=1, per=PER, margin=0)
+    lock = coord.lock("api")
+    assert enters(lock)
+    tasks = [closed_loop(lock) for _ in range(3)]
+    waiter = start_all((lambda: asyncio.run(by_hand(lock))) if behind == "loop" else lambda: by_with(coord, 0, int))
+    eventually(lambda: len(line(coord)) == 4)
+    eventually(lambda: clock.timers == [PER] * 4)
+    clock.advance(PER)
+    join_all(waiter)
+    drop(tasks)
+
+
+def test_L3_one_whose_loop_was_closed_before_it_could_enter_gives_its_turn_back(
+    coord: Coordinator, clock: CountingClock
+) -> None:
+    """Its request, its tokens and its place are the next one's, as soon as anybody looks."""
+    coord.limit("api", concurrency=1, requests=1, tokens=10, per=PER, margin=0)
+    lock = coord.lock("api", tokens=10)
+    loop = asyncio.new_event_loop()
+    with Visitor(lock):
+        task = loop.create_task(lock.acquire_async())
+        loop.run_until_complete(asyncio.sleep(0))
+        clock.advance(PER)
+    assert inside(coord) == [f'task "{task.get_name()}"']
+    assert info(coord).tokens_used == 10
+    loop.close()
+    assert enters(lock)
+    assert inside(coord) == []
+    drop([task])
 
 
 # -- L11: what a snapshot and explain() say -----------------------------------------------------------------

@@ -240,7 +240,7 @@ def check_nothing_left(table: LockTable, told: str = "") -> None:
         assert not entry.inside(), told
         assert not entry.hopeful, told
         assert not entry._owners, told
-        assert entry._armed is None, told
+        assert not entry._sides, told
     left = [name for name, slot in dict(table.slots).items() if slot.owner is not None]
     assert not left, f"{told}: left {left}"
     assert not table.book.waiting, told

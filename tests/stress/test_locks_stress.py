@@ -309,7 +309,7 @@ def holder_of_the_next_lock_leaves(play: Play) -> list[Program]:
 @pytest.mark.time_limit(900)
 def test_L5_a_holder_may_leave_while_a_ring_is_looked_for() -> None:
     """At any opcode of the search a holder that it passes may be gone."""
-    opcodes = frozenset({"_ways", "ways", "leave"})
+    opcodes = frozenset({"_wait_of", "wait_of", "hops_to", "leave"})
     explore(lambda plan: run_scene(holder_of_the_next_lock_leaves, plan, opcodes), 2, LIMIT)
 
 
