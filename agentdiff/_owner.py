@@ -82,23 +82,38 @@ HOLDS: ContextVar[Any] = ContextVar("agentdiff_holds", default=None)
 its context, and so knows from whom it may borrow (L2). Slots that have ended are ignored."""
 
 
-if sys.version_info < (3, 12):  # there `current_task` is slow: it asks for the loop even when it is given
+if sys.version_info < (3, 14):
     from asyncio.tasks import _current_tasks  # type: ignore[attr-defined]
 
-    current_task_of = _current_tasks.get
+    TASKS: Any = _current_tasks
+
+    current_task_of = TASKS.get
 else:
+    TASKS = (...,)  # there is no such dict: it may be any
 
     def current_task_of(loop: Any) -> Optional[Task[Any]]:
         """The task that `loop`, the running one or None, is running."""
         return current_task(loop) if loop is not None else None
 
 
+"""`TASKS` is false where no task of any loop runs at this moment: quicker to ask than for the running loop."""
+
+
 def current_owner() -> Owner:
     """Who is asking now: the running task, or the thread where there is none."""
-    loop = _get_running_loop()
-    if loop is None:
-        return LOCAL.me
-    return current_task_of(loop) or LOCAL.me
+    return (TASKS and current_task_of(running_loop())) or LOCAL.me
+
+
+def running_task(what: str) -> Task[Any]:
+    """The task that is running.
+
+    Raises:
+        RuntimeError: there is none, so that nothing can be awaited (L13).
+    """
+    task: Optional[Task[Any]] = current_task_of(running_loop())
+    if task is None:
+        raise RuntimeError(f"awaiting {what} needs a running asyncio task (trio is not supported)")
+    return task
 
 
 def has_ended(owner: Owner) -> bool:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Callable, Optional, Protocol
 
-from ._owner import HOLDS, LOCAL, Owner, current_owner, running_loop
+from ._owner import HOLDS, LOCAL, TASKS, Owner, current_owner, current_task_of, running_loop, running_task
 from ._places import Book, How, Limiter, Slot, live
 
-Enter = Callable[..., Any]
-Leave = Callable[..., None]
-Ways = tuple[Enter, Leave]
+Ways = tuple[Callable[..., Any], Callable[..., None], Callable[..., Any], Callable[..., Any]]
+"""`__enter__`, `__exit__`, `__aenter__` and `__aexit__` of a name."""
 
 
 class Table(Limiter, Protocol):
@@ -25,6 +24,8 @@ class Table(Limiter, Protocol):
     def settle(self, slot: Slot) -> None: ...
 
     def enter(self, name: str, me: Owner, how: How) -> Slot: ...
+
+    async def enter_async(self, name: str, me: Owner, how: How) -> Slot: ...
 
     def release(self, name: str, me: Owner, of_block: bool = False) -> None: ...
 
@@ -42,13 +43,16 @@ def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (cl
     held = HOLDS.get
     hold = HOLDS.set
     local = LOCAL
+    tasks = TASKS
+    task_of = current_task_of
     loop_here = running_loop
+    slowly_async = table.enter_async
 
     def ways(name: str, how: How) -> Ways:
         def enter(me: Optional[Owner] = None, otherwise: Callable[[str, Owner, How], Any] = slowly) -> Any:
             """The slot of a name that is free, or the caller's already; else what `otherwise` gives."""
             if me is None:
-                me = local.me if loop_here() is None else current_owner()
+                me = current_owner() if tasks else local.me
             outer: Optional[Slot] = held()
             if outer is not None:
                 if outer.owner is me and find(name) is outer:
@@ -101,6 +105,27 @@ def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (cl
                     return
             release(name, current_owner(), True)
 
-        return enter, leave
+        async def enter_async() -> Slot:
+            me = task_of(loop_here()) or running_task(f"lock {name!r}")
+            slot: Optional[Slot] = enter(me, nothing)
+            return slot if slot is not None else await slowly_async(name, me, how)
+
+        async def leave_async(
+            kind: Optional[type[BaseException]] = None,
+            error: Optional[BaseException] = None,
+            trace: Optional[TracebackType] = None,
+        ) -> None:
+            leave()
+
+        if not how.lend:  # a slot taken the quick way is in its context for others to find
+
+            def enter(me: Optional[Owner] = None, otherwise: Callable[[str, Owner, How], Any] = slowly) -> Any:
+                return otherwise(name, me or current_owner(), how)
+
+        return enter, leave, enter_async, leave_async
 
     return ways
+
+
+def nothing(name: str, me: Owner, how: How) -> None:
+    """There is no quick way: it is to be awaited."""

@@ -20,7 +20,7 @@ from typing import Any, Callable, Optional, TypeVar, Union, cast
 from ._clock import Clock, check_timeout
 from ._lanes import Cause, Lane, cause_here
 from ._log import about, logger
-from ._owner import AGENT_CODES, HOLDS, LOCAL, GeneratorOwner, Owner, current_owner, running_loop
+from ._owner import AGENT_CODES, HOLDS, LOCAL, TASKS, GeneratorOwner, Owner, current_owner
 from ._places import How, Slot
 from ._table import LockTable
 from .bus import Bus
@@ -445,7 +445,7 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
             return _call(agent, fn, args, kwargs)
 
         return locking
-    enter, _ = agent.table.ways(only, How(agent.timeout_given, agent.name))
+    enter, *_ = agent.table.ways(only, How(agent.timeout_given, agent.name))
     release, name = agent.table.free, agent.name
 
     @functools.wraps(fn)
@@ -453,7 +453,7 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
         version = agent.unheard_at
         if bus.version != version:
             return _call(agent, fn, args, kwargs)
-        me = LOCAL.me if running_loop() is None else current_owner()
+        me = current_owner() if TASKS else LOCAL.me
         slot = None
         try:
             slot = enter(me)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional
 
 from ._clock import check_timeout
-from ._owner import Owner, current_owner, current_task_of, running_loop
+from ._owner import Owner, current_owner, running_task
 from ._places import PLAIN, How, Slot
 from ._table import LockTable
 from .errors import NotHeldError
@@ -34,32 +33,26 @@ def _patience(table: LockTable, how: How, blocking: bool, timeout: Any) -> Optio
     return check_timeout(timeout)
 
 
-def _no_task(what: str) -> RuntimeError:
-    return RuntimeError(f"awaiting {what} needs a running asyncio task (trio is not supported)")
-
-
-def _nothing(name: str, me: Owner, how: How) -> None:
-    """There is no quick way: it is to be awaited."""
-
-
 def _by_hand(slot: Optional[Slot]) -> bool:
     if slot is not None:
         slot.count_by_hand()
     return slot is not None
 
 
-class _Own(property):
-    """A method that each instance has of its own: what it keeps under another name.
+def _own(name: str) -> Any:
+    return property(lambda cls: lambda handle, *args: getattr(handle, name)(*args))
 
-    `with` asks the class for `__enter__`; this answers with the instance's closure, so that no method is called in
-    between. Who takes it from the class, as `ExitStack` does, can call it too.
+
+class _Handles(type):
+    """Classes of which each instance has its own `__enter__` and so on: closures, so that `with` calls no method first.
+
+    Who asks the class for them, as `ExitStack` does, is given what finds the instance's.
     """
 
-    def __call__(self, instance: Any, *args: Any) -> Any:
-        return self.__get__(instance)(*args)
+    __enter__, __exit__, __aenter__, __aexit__ = map(_own, ("__enter__", "__exit__", "__aenter__", "__aexit__"))
 
 
-class Lock:
+class Lock(metaclass=_Handles):
     """A handle to a named lock: `with` and `async with`, `acquire` and `release`.
 
     Cheap, without state of its own, and shareable by all threads and tasks (L10). Reentrant for its
@@ -74,15 +67,13 @@ class Lock:
     True
     """
 
-    __slots__ = ("_enter", "_how", "_leave", "_name", "_table")
+    __slots__ = ("__aenter__", "__aexit__", "__enter__", "__exit__", "_how", "_name", "_table")
 
     def __init__(self, table: LockTable, name: str, how: How = PLAIN) -> None:
         self._table = table
         self._name = name
         self._how = how
-        self._enter, self._leave = table.ways(name, how)
-        if not how.lend:  # a slot taken the quick way is in its context for others to find
-            self._enter = self._enter_slowly
+        self.__enter__, self.__exit__, self.__aenter__, self.__aexit__ = table.ways(name, how)  # type: ignore[method-assign]
 
     @property
     def name(self) -> str:
@@ -122,9 +113,7 @@ class Lock:
         """
         how = self._how
         patience = _patience(self._table, how, blocking, timeout)
-        me = current_task_of(running_loop())
-        if me is None:
-            raise _no_task(f"lock {self._name!r}")
+        me = running_task(f"lock {self._name!r}")
         return _by_hand(await self._table.acquire_async(self._name, patience, me, None, how.lend, how.tokens))
 
     def release(self) -> None:
@@ -143,24 +132,11 @@ class Lock:
             self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
         ) -> None: ...
 
-    else:
-        __enter__ = _Own(attrgetter("_enter"))
-        __exit__ = _Own(attrgetter("_leave"))
+        async def __aenter__(self) -> Slot: ...
 
-    async def __aenter__(self) -> Slot:
-        me = current_task_of(running_loop())
-        if me is None:
-            raise _no_task(f"lock {self._name!r}")
-        slot: Optional[Slot] = self._enter(me, _nothing)
-        return slot if slot is not None else await self._table.enter_async(self._name, me, self._how)
-
-    async def __aexit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self._leave()
-
-    def _enter_slowly(self, me: Optional[Owner] = None, otherwise: Any = None) -> Any:
-        return (otherwise or self._table.enter)(self._name, me or current_owner(), self._how)
+        async def __aexit__(
+            self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        ) -> None: ...
 
 
 class LockGroup:
@@ -197,7 +173,7 @@ class LockGroup:
     async def acquire_async(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take all, or none: see `Lock.acquire_async`."""
         patience = _patience(self._table, self._how, blocking, timeout)
-        slots, missed = await self._take_async(patience, self._task())
+        slots, missed = await self._take_async(patience, running_task(repr(self)))
         return missed is None and all(map(_by_hand, slots))
 
     def release(self) -> None:
@@ -232,7 +208,7 @@ class LockGroup:
             raise missed
 
     async def __aenter__(self) -> tuple[Slot, ...]:
-        me = self._task()
+        me = running_task(repr(self))
         timeout = self._table.patience(self._how.timeout)
         slots, missed = await self._take_async(timeout, me)
         if missed is not None:
@@ -250,9 +226,3 @@ class LockGroup:
     async def _take_async(self, timeout: Optional[float], me: Owner) -> tuple[Sequence[Slot], Optional[str]]:
         how = self._how
         return await self._table.acquire_all_async(self._names, timeout, me, lend=how.lend, tokens=how.tokens)
-
-    def _task(self) -> Owner:
-        me: Optional[Owner] = current_task_of(running_loop())
-        if me is None:
-            raise _no_task(repr(self))
-        return me

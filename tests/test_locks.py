@@ -1257,6 +1257,26 @@ def test_L10_a_handle_is_cheap_and_shared(coord: Coordinator) -> None:
     assert count == [300]
 
 
+def test_L10_a_handle_is_a_context_manager_for_whoever_asks_its_class(coord: Coordinator) -> None:
+    """`ExitStack` and `AsyncExitStack` take it as `with` does; so do checks for context managers of both kinds."""
+    lock = coord.lock("a")
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            slot = await stack.enter_async_context(lock)
+            assert slot.name == "a"
+            assert lock.locked()
+        assert not lock.locked()
+
+    asyncio.run(main())
+    with contextlib.ExitStack() as stack:
+        assert stack.enter_context(lock).name == "a"
+        assert lock.locked()
+    assert not lock.locked()
+    assert isinstance(lock, contextlib.AbstractContextManager)
+    assert isinstance(lock, contextlib.AbstractAsyncContextManager)
+
+
 def test_L10_a_block_yields_its_slot(coord: Coordinator) -> None:
     """`with coord.lock(name) as slot` gives the held place, which tells its name and whether it is over."""
     with coord.lock("a") as slot:
