@@ -822,6 +822,30 @@ def test_R3_a_commit_of_more_makes_others_wait_longer(coord: Coordinator, clock:
     waiter.entered().go()
 
 
+@pytest.mark.parametrize(("used", "seconds"), [(100, [0] * 7 + [1] * 3), (400, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])])
+def test_R3_calls_need_the_time_of_what_they_use_and_not_of_what_they_reserve(
+    coord: Coordinator, clock: CountingClock, used: int, seconds: list[float]
+) -> None:
+    """Ten that reserve 400 of 1,000 a second: with 100 used, seven go on at once, the others when a window is over."""
+    coord.limit("api", tokens=1000, per=1, margin=0)
+    start, entered = clock.now, []
+
+    async def call() -> None:
+        async with coord.lock("api", tokens=400) as slot:
+            entered.append(clock.now - start)
+            slot.commit(tokens=used)
+
+    async def main() -> None:
+        calls = [asyncio.ensure_future(call()) for _ in range(10)]
+        while len(entered) < 10:
+            await until(lambda: clock.timers or len(entered) == 10)
+            clock.advance(min(clock.timers, default=0))
+        await asyncio.gather(*calls)
+
+    asyncio.run(main())
+    assert entered == seconds
+
+
 @pytest.mark.parametrize("tokens", [-1, float("nan"), float("inf"), 10**400, True, "5", None])
 def test_R3_what_is_no_number_of_tokens_is_refused(coord: Coordinator, tokens: Any) -> None:
     """Wherever tokens are named; nothing is changed."""
