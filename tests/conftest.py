@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,18 +15,21 @@ from agentdiff.default import default_coordinator, reset_default
 from agentdiff.testing import FakeClock
 
 TIME_LIMIT = 60.0
-REAL_STDERR = os.dup(2)  # pytest redirects the other one, and a dump must be seen
+REAL_STDERR = pytest.StashKey[int]()  # pytest redirects the other one, and a dump must be seen
 
 
-def pytest_configure(config: Any) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "time_limit(seconds): how long this test may take, if not 60 s")
+    config.stash[REAL_STDERR] = os.dup(2)  # here it is not redirected; while this file was imported it was
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background is born deaf to Ctrl-C
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: Any) -> Any:
     """A test that hangs is a failure: every thread's stack is dumped, and the run ends."""
     marker = item.get_closest_marker("time_limit")
-    faulthandler.dump_traceback_later(marker.args[0] if marker else TIME_LIMIT, exit=True, file=REAL_STDERR)
+    seconds = marker.args[0] if marker else TIME_LIMIT
+    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[REAL_STDERR])
     try:
         return (yield)
     finally:
