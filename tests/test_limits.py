@@ -34,6 +34,7 @@ from support import (
     run_script,
     start_all,
 )
+from visitors import Visitor, closed_loop, drop, in_thread, inside, line, nothing_left, queued, until
 
 import agentdiff
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, NotHeldError, Slot
@@ -81,99 +82,8 @@ def coord(clock: CountingClock) -> Iterator[Coordinator]:
         assert clock.timers == []
 
 
-class Visitor:
-    """A thread that enters and stays inside until it is told to leave."""
-
-    def __init__(self, lock: Any, name: str = "Visitor", context: Optional[Context] = None) -> None:
-        self.lock = lock
-        self.inside, self.leave = threading.Event(), threading.Event()
-        self.context: Optional[Context] = None
-        self.slot: Any = None
-        self.error: Optional[BaseException] = None
-        run = context.copy().run if context is not None else lambda call: call()
-        self.thread = threading.Thread(target=lambda: run(self._visit), name=name, daemon=True)
-        self.thread.start()
-
-    def _visit(self) -> None:
-        try:
-            with self.lock as self.slot:
-                self.context = copy_context()
-                self.inside.set()
-                assert self.leave.wait(30)
-        except BaseException as error:
-            self.error = error
-
-    def __enter__(self) -> Visitor:
-        return self.entered()
-
-    def __exit__(self, *error: Any) -> None:
-        self.go()
-
-    def entered(self) -> Visitor:
-        assert self.inside.wait(10), self.error
-        return self
-
-    def go(self) -> None:
-        self.leave.set()
-        self.ended()
-        assert self.error is None, self.error
-
-    def ended(self) -> Optional[BaseException]:
-        join_all([self.thread])
-        return self.error
-
-
-def line(coord: Coordinator, name: str = "api") -> list[str]:
-    return [waiter.who for lock in coord.snapshot().locks if lock.name == name for waiter in lock.waiters]
-
-
-def inside(coord: Coordinator, name: str = "api") -> list[str]:
-    return [holder.who for lock in coord.snapshot().locks if lock.name == name for holder in lock.holders]
-
-
 def info(coord: Coordinator, name: str = "api") -> Any:
     return next(limit for limit in coord.snapshot().limits if limit.name == name)
-
-
-def queued(coord: Coordinator, lock: Any, name: str = "Waiter", context: Optional[Context] = None) -> Visitor:
-    """A visitor that stands in line."""
-    key = getattr(lock, "name", "api")
-    before = len(line(coord, key))
-    visitor = Visitor(lock, name, context)
-    eventually(lambda: len(line(coord, key)) > before)
-    return visitor
-
-
-def nothing_left(coord: Coordinator) -> bool:
-    """Nobody is inside or in line, nothing is granted that has not been entered, nobody sleeps."""
-    table = coord._table
-    book = table.book
-    assert coord.snapshot().locks == ()
-    assert not any((book.waiting, book.blocked, book.woken, table._chores))
-    for limit in coord.snapshot().limits:
-        entry: Any = table.entries[limit.name]
-        assert (limit.places_taken, limit.waiting) == (0, 0)
-        assert not any((entry.line, entry.hopeful, entry._chains, entry.account.open, entry.inside()))
-        assert book.slots[limit.name] is entry._closed
-    limited = {limit.name for limit in coord.snapshot().limits}
-    assert set(table.slots) == set(table.entries) == limited
-    return True
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Let the loop go on until the condition holds."""
-    for _ in range(100_000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("never came true")
-
-
-def in_thread(call: Callable[[], Any]) -> Any:
-    """What the call returns on a thread of its own, with no context of the caller's."""
-    results: list[Any] = []
-    join_all(start_all(lambda: results.append(Context().run(call))))
-    return results[0]
 
 
 def enters(lock: Any) -> bool:
@@ -2025,7 +1935,7 @@ def test_L5_a_wait_is_refused_only_if_every_holder_is_stuck(coord: Coordinator) 
             coord.lock("api").acquire()
         assert "'api'" in str(caught.value)
         assert "'b'" in str(caught.value)
-        assert line(coord) == []
+        assert line(coord, "api") == []
     stuck.entered().go()
     also.entered().go()
 
@@ -2362,22 +2272,6 @@ def test_L7_a_waiter_on_a_closed_loop_is_passed_over(coord: Coordinator) -> None
         assert len(line(coord)) == 4
     waiter.entered().go()
     drop(tasks)
-
-
-def closed_loop(lock: Any) -> Any:
-    """A task that waits on a loop which is closed then."""
-    loop = asyncio.new_event_loop()
-    task = Context().run(loop.create_task, lock.acquire_async())
-    loop.run_until_complete(asyncio.sleep(0))
-    loop.close()
-    return task
-
-
-def drop(tasks: list[Any]) -> None:
-    """Let tasks of closed loops go without their complaint that they were pending."""
-    for task in tasks:
-        task._log_destroy_pending = False
-    tasks.clear()
 
 
 # -- L8: releasing ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional
 
 import pytest
 from support import PACKAGE, eventually, join_all, start_all
+from visitors import Visitor, closed_loop, drop, in_thread, inside, line, nothing_left, queued, until
 
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, Lock, LockGroup, NotHeldError, Slot
 from agentdiff._owner import ThreadOwner, current_owner
@@ -22,85 +23,20 @@ from agentdiff._waitqueue import WaitQueue
 from agentdiff.testing import FakeClock
 
 
+@pytest.fixture(params=["lock", "limit of one"])
+def coord(request: pytest.FixtureRequest) -> Iterator[Coordinator]:
+    """A coordinator whose "a" is a lock, or a limit to one at once: that is to differ in nothing."""
+    with Coordinator(name="test") as coordinator:
+        if request.param == "limit of one":
+            coordinator.limit("a", concurrency=1)
+        yield coordinator
+
+
 @pytest.fixture
 def timed(clock: FakeClock) -> Iterator[Coordinator]:
     """A coordinator whose time is the test's."""
     with Coordinator(name="timed", clock=clock) as coordinator:
         yield coordinator
-
-
-class Visitor:
-    """A thread that enters a lock and stays inside until it is told to leave."""
-
-    def __init__(self, lock: Any, name: str = "Visitor", context: Optional[Context] = None) -> None:
-        self.lock = lock
-        self.inside, self.leave = threading.Event(), threading.Event()
-        self.context: Optional[Context] = None
-        self.error: Optional[BaseException] = None
-        run = context.copy().run if context is not None else lambda call: call()
-        self.thread = threading.Thread(target=lambda: run(self._visit), name=name, daemon=True)
-        self.thread.start()
-
-    def _visit(self) -> None:
-        try:
-            with self.lock:
-                self.context = copy_context()
-                self.inside.set()
-                assert self.leave.wait(30)
-        except BaseException as error:
-            self.error = error
-
-    def __enter__(self) -> Visitor:
-        return self.entered()
-
-    def __exit__(self, *error: Any) -> None:
-        self.go()
-
-    def entered(self) -> Visitor:
-        assert self.inside.wait(10), self.error
-        return self
-
-    def go(self) -> None:
-        self.leave.set()
-        join_all([self.thread])
-        assert self.error is None, self.error
-
-
-def line(coord: Coordinator, name: str = "a") -> list[str]:
-    return [waiter.who for lock in coord.snapshot().locks if lock.name == name for waiter in lock.waiters]
-
-
-def inside(coord: Coordinator, name: str = "a") -> list[str]:
-    return [holder.who for lock in coord.snapshot().locks if lock.name == name for holder in lock.holders]
-
-
-def queued(coord: Coordinator, lock: Any, name: str = "Waiter", context: Optional[Context] = None) -> Visitor:
-    """A visitor that stands in line."""
-    before = len(line(coord))
-    visitor = Visitor(lock, name, context)
-    eventually(lambda: len(line(coord)) > before)
-    return visitor
-
-
-def is_clean(coord: Coordinator) -> bool:
-    table = coord._table
-    return not (table.slots or table.entries or table.book.waiting or table.book.blocked or coord.snapshot().locks)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Let the loop go on until the condition holds."""
-    for _ in range(100_000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("never came true")
-
-
-def in_thread(call: Callable[[], Any]) -> Any:
-    """What the call returns on a thread of its own."""
-    results: list[Any] = []
-    join_all(start_all(lambda: results.append(call())))
-    return results[0]
 
 
 # -- L1, L2: who holds --------------------------------------------------------------------------------------
@@ -138,7 +74,7 @@ def test_L2_a_thread_and_a_task_exclude_each_other(coord: Coordinator) -> None:
             assert await asyncio.get_running_loop().run_in_executor(None, lambda: lock.acquire(timeout=0)) is False
 
     asyncio.run(main())
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_tasks_of_two_loops_exclude_each_other(coord: Coordinator) -> None:
@@ -159,7 +95,7 @@ def test_L2_tasks_of_two_loops_exclude_each_other(coord: Coordinator) -> None:
 
     join_all(start_all(lambda: asyncio.run(first()), lambda: asyncio.run(second())))
     assert order == [1, -1, 2]
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_two_tasks_of_one_thread_exclude_each_other(coord: Coordinator) -> None:
@@ -208,7 +144,7 @@ def test_L2_reentry_does_not_queue_behind_those_who_wait(coord: Coordinator) -> 
         with lock, coord.lock("a", timeout=0):
             assert line(coord) == ['thread "Waiter"']
     waiter.entered().go()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 @pytest.mark.parametrize("how", ["to_thread", "gather"])
@@ -240,7 +176,7 @@ def test_L2_children_of_a_holder_enter_one_at_a_time(coord: Coordinator, how: st
 
     asyncio.run(asyncio.wait_for(main(), 20))
     assert most == [1] * 5
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_a_sibling_waits_until_the_borrower_has_left(coord: Coordinator) -> None:
@@ -253,7 +189,7 @@ def test_L2_a_sibling_waits_until_the_borrower_has_left(coord: Coordinator) -> N
         assert not second.inside.is_set()
         first.go()
         second.entered().go()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_the_lender_is_not_excluded_from_its_borrowers(coord: Coordinator) -> None:
@@ -266,7 +202,7 @@ def test_L2_the_lender_is_not_excluded_from_its_borrowers(coord: Coordinator) ->
             lock.release()
             assert lock.acquire(timeout=0)
         lock.release()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_the_lock_stays_until_the_last_borrower_has_left(coord: Coordinator) -> None:
@@ -279,7 +215,7 @@ def test_L2_the_lock_stays_until_the_last_borrower_has_left(coord: Coordinator) 
     assert inside(coord) == ['thread "Child"']
     child.go()
     stranger.entered().go()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_a_former_lender_is_a_newcomer(coord: Coordinator) -> None:
@@ -319,7 +255,7 @@ def test_L2_when_the_lender_releases_its_waiting_children_join_the_line(coord: C
     for visitor in waiting:
         visitor.go()
     assert order == ["early", "sibling", "late"]
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_a_borrower_borrows_from_its_nearest_ancestor(coord: Coordinator) -> None:
@@ -340,7 +276,7 @@ def test_L2_a_borrower_borrows_from_its_nearest_ancestor(coord: Coordinator) -> 
         assert not stranger.inside.is_set()
         visitor.go()
     stranger.entered().go()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_a_place_is_free_when_the_borrowers_own_borrowers_have_left(coord: Coordinator) -> None:
@@ -356,7 +292,7 @@ def test_L2_a_place_is_free_when_the_borrowers_own_borrowers_have_left(coord: Co
         assert line(coord) == ['thread "Sibling"']
         grandchild.go()
         sibling.entered().go()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_a_hold_that_has_ended_lends_nothing(coord: Coordinator) -> None:
@@ -382,7 +318,7 @@ def test_L2_an_ended_hold_does_not_hide_the_one_around_it(coord: Coordinator) ->
     with Visitor(a, "Child", context):
         assert len(inside(coord)) == 2
     a.release()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L2_many_hand_over_hand_steps_leave_no_chain() -> None:
@@ -410,7 +346,7 @@ def test_L2_lend_false_turns_lending_off(coord: Coordinator, contended: bool) ->
     with lock, coord.lock("a"):
         context = copy_context()
         assert in_thread(lambda: context.run(lambda: coord.lock("a").acquire(timeout=0))) is False
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="threads inherit their context there")
@@ -429,7 +365,7 @@ def test_L2_a_borrower_that_leaves_while_the_lender_leaves_frees_the_lock(coord:
         child.leave.set()
         lock.release()
         child.go()
-        assert is_clean(coord)
+        assert nothing_left(coord)
 
 
 # -- L3: order ----------------------------------------------------------------------------------------------
@@ -462,7 +398,7 @@ def test_L3_waiters_are_served_in_order(coord: Coordinator) -> None:
 
     asyncio.run(main())
     assert order == list(range(20))
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L3_nobody_barges_in(coord: Coordinator) -> None:
@@ -494,7 +430,7 @@ def test_L3_one_who_gave_up_holds_up_nobody(timed: Coordinator, clock: FakeClock
         eventually(lambda: len(line(timed)) == 3)
     join_all(threads)
     assert order == [1, 3, 5]
-    assert is_clean(timed)
+    assert nothing_left(timed)
 
 
 # -- L4: time -----------------------------------------------------------------------------------------------
@@ -506,7 +442,7 @@ def test_L4_a_timeout_that_makes_no_sense_is_refused(coord: Coordinator, timeout
     for give in timeouts(coord):
         with pytest.raises(ValueError, match="timeout must be 0"):
             give(timeout)
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 @pytest.mark.parametrize("timeout", [True, False, "5", b"5", [1], 1j, object()])
@@ -515,7 +451,7 @@ def test_L4_what_is_no_number_is_refused(coord: Coordinator, timeout: Any) -> No
     for give in timeouts(coord):
         with pytest.raises(TypeError, match="timeout must be a number"):
             give(timeout)
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def timeouts(coord: Coordinator) -> list[Callable[[Any], Any]]:
@@ -545,7 +481,7 @@ def test_L4_a_timeout_and_not_blocking_contradict_each_other(coord: Coordinator)
     for lock in (coord.lock("a"), coord.lock("a", "b")):
         with pytest.raises(ValueError, match="blocking=False"):
             lock.acquire(False, 5)
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 @pytest.mark.parametrize("how", ["lock", "group"])
@@ -573,7 +509,7 @@ def test_L4_zero_tries_once_and_never_waits(timed: Coordinator, how: str) -> Non
         assert line(timed) == []
     with once:
         pass
-    assert is_clean(timed)
+    assert nothing_left(timed)
 
 
 def test_L4_a_positive_timeout_waits_no_longer_than_that(timed: Coordinator, clock: FakeClock) -> None:
@@ -674,7 +610,7 @@ def test_L6_a_group_takes_all_in_one_canonical_order(coord: Coordinator) -> None
         assert one.locked()
         with other:
             assert [lock.holders[0].entries for lock in coord.snapshot().locks] == [2, 2, 2]
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L6_two_groups_named_in_opposite_orders_never_deadlock(coord: Coordinator) -> None:
@@ -697,7 +633,7 @@ def test_L6_two_groups_named_in_opposite_orders_never_deadlock(coord: Coordinato
 
     join_all(start_all(lambda: by_thread("a", "b"), lambda: by_thread("c", "b", "a"), lambda: asyncio.run(by_tasks())))
     assert count[0] == 700  # every count is made under "b"
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 @pytest.mark.parametrize("how", ["acquire", "with", "acquire_async", "async with"])
@@ -746,7 +682,7 @@ def test_L6_a_group_that_gets_not_all_keeps_none(
     b.go()
     if not timeout:
         a.go()
-    assert is_clean(timed)
+    assert nothing_left(timed)
 
 
 def test_L6_a_cancelled_group_keeps_none(coord: Coordinator) -> None:
@@ -766,7 +702,7 @@ def test_L6_a_cancelled_group_keeps_none(coord: Coordinator) -> None:
             assert not coord.lock("a").locked()
 
     asyncio.run(main())
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L6_releasing_a_group_that_is_not_all_held_changes_nothing(coord: Coordinator) -> None:
@@ -784,7 +720,7 @@ def test_L8_a_group_whose_block_lost_one_lock_frees_the_others(coord: Coordinato
     """The block's end says what is wrong, and leaves nothing held."""
     with pytest.raises(NotHeldError), coord.lock("a", "b", "c"):
         coord.lock("b").release()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 # -- L7: whoever stops waiting leaves nothing behind -------------------------------------------------------
@@ -830,7 +766,7 @@ def test_L7_giving_up_does_not_walk_the_line(coord: Coordinator, monkeypatch: py
 
     asyncio.run(main())
     assert steps[0] <= 5 * 300
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 @pytest.mark.parametrize("first", ["release", "cancel"])
@@ -873,7 +809,7 @@ def test_L7_a_hand_over_that_meets_a_timeout_is_kept_or_passed_on(timed: Coordin
 
     for first in ("release", "time"):
         asyncio.run(main(first))
-        assert is_clean(timed)
+        assert nothing_left(timed)
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads")
@@ -891,7 +827,7 @@ def test_L7_ctrl_c_in_a_waiting_main_thread_leaves_nothing_behind(coord: Coordin
             pass
         join_all(threads)
         assert line(coord) == []
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 class InterruptedClock(FakeClock):
@@ -914,7 +850,7 @@ def test_L7_ctrl_c_that_meets_a_hand_over_passes_it_on() -> None:
         holder = Visitor(lock).entered()
         with pytest.raises(KeyboardInterrupt):
             lock.acquire()
-        assert is_clean(coord)
+        assert nothing_left(coord)
 
 
 def wait_interrupted_at(call: int) -> tuple[bool, list[str]]:
@@ -980,18 +916,13 @@ def test_L7_ctrl_c_at_any_call_within_a_wait_leaves_nothing_behind() -> None:
 def test_L7_a_waiter_on_a_closed_loop_is_passed_over(coord: Coordinator) -> None:
     """Its loop was closed while it waited: its turn goes to the next in line."""
     lock = coord.lock("a")
-    loops = []
     with lock:
-        for _ in range(3):
-            loop = asyncio.new_event_loop()
-            loops.append((loop, Context().run(loop.create_task, lock.acquire_async())))
-            loop.run_until_complete(asyncio.sleep(0))
-            loop.close()
+        tasks = [closed_loop(lock) for _ in range(3)]
         waiter = queued(coord, lock)
         assert len(line(coord)) == 4
     waiter.entered().go()
-    assert is_clean(coord)
-    drop(loops)
+    assert nothing_left(coord)
+    drop(tasks)
 
 
 def test_L7_very_many_waiters_on_a_closed_loop_are_passed_over(coord: Coordinator) -> None:
@@ -999,20 +930,13 @@ def test_L7_very_many_waiters_on_a_closed_loop_are_passed_over(coord: Coordinato
     lock = coord.lock("a")
     loop = asyncio.new_event_loop()
     with lock:
-        tasks = [(loop, Context().run(loop.create_task, lock.acquire_async())) for _ in range(2000)]
+        tasks = [Context().run(loop.create_task, lock.acquire_async()) for _ in range(2000)]
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
         waiter = queued(coord, lock)
     waiter.entered().go()
-    assert is_clean(coord)
+    assert nothing_left(coord)
     drop(tasks)
-
-
-def drop(tasks: list[Any]) -> None:
-    """Let tasks of closed loops go without their complaint that they were pending."""
-    for _, task in tasks:
-        task._log_destroy_pending = False
-    tasks.clear()
 
 
 # -- L8: releasing ------------------------------------------------------------------------------------------
@@ -1023,7 +947,7 @@ def test_L8_releasing_what_nobody_holds_raises(coord: Coordinator) -> None:
     with pytest.raises(NotHeldError, match="nobody holds it") as caught:
         coord.lock("a").release()
     assert (caught.value.name, caught.value.holder) == ("a", None)
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 @pytest.mark.parametrize("lent", [False, True])
@@ -1078,7 +1002,7 @@ def test_L8_a_block_that_was_released_inside_does_not_free_anothers_hold(coord: 
     for visitor in visitors:
         assert inside(coord) == ['thread "Next"']
         visitor.go()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
@@ -1089,7 +1013,7 @@ def test_L8_whatever_ends_the_block_releases_it(
     """An exception of any kind goes on unchanged, and the lock is free, or the next one's."""
     for lock in (coord.lock("a"), coord.lock("a", "b")):
         assert end_block(lock, coord, error("stop"), contended)
-        assert is_clean(coord)
+        assert nothing_left(coord)
 
 
 def end_block(lock: Any, coord: Coordinator, raised: BaseException, contended: bool) -> bool:
@@ -1131,7 +1055,7 @@ def test_L8_a_cancelled_block_is_released(coord: Coordinator) -> None:
 
     asyncio.run(main())
     leave()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 @pytest.mark.parametrize("contended", [False, True])
@@ -1156,7 +1080,7 @@ def test_L8_an_async_generator_closed_by_another_task_is_released(coord: Coordin
         if waiter is not None:
             assert await asyncio.wait_for(waiter, 10)
         else:
-            assert is_clean(coord)
+            assert nothing_left(coord)
 
     asyncio.run(main())
 
@@ -1174,7 +1098,7 @@ def test_L8_a_generator_collected_on_another_thread_is_released(coord: Coordinat
     assert lock.locked()
     in_thread(items.clear)
     gc.collect()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L8_a_generator_closed_by_one_who_released_by_hand_before_is_released(coord: Coordinator) -> None:
@@ -1190,7 +1114,7 @@ def test_L8_a_generator_closed_by_one_who_released_by_hand_before_is_released(co
     items = stream()
     assert in_thread(lambda: next(items)) == 1
     items.close()
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 def test_L8_an_orphaned_hold_is_shown_and_not_freed(coord: Coordinator) -> None:
@@ -1226,7 +1150,7 @@ def test_L9_a_name_that_nobody_uses_costs_nothing(coord: Coordinator) -> None:
             assert in_thread(lambda: coord.lock("a").acquire(timeout=0)) is False
             with coord.lock(f"x{number}", f"y{number}"), coord.lock(f"z{number}", lend=False):
                 pass
-    assert is_clean(coord)
+    assert nothing_left(coord)
     assert len(coord._handles) <= 1024
 
 
@@ -1339,7 +1263,7 @@ def test_L13_async_with_outside_asyncio_raises(coord: Coordinator, names: tuple[
         coroutine = make()
         with pytest.raises(RuntimeError, match="asyncio task"):
             coroutine.send(None)
-    assert is_clean(coord)
+    assert nothing_left(coord)
 
 
 # -- the protocol, forced into its corners ------------------------------------------------------------------
@@ -1419,7 +1343,7 @@ def test_L3_a_waiter_that_comes_while_the_holder_leaves_is_not_forgotten(
     hooks.at(when, "slots", "__delitem__", come)
     lock.__exit__(None, None, None)
     came[0].entered().go()
-    assert is_clean(hooked)
+    assert nothing_left(hooked)
 
 
 def test_L3_a_newcomer_that_finds_the_name_free_lets_those_in_line_pass(hooked: Coordinator, hooks: Hooks) -> None:
@@ -1433,7 +1357,7 @@ def test_L3_a_newcomer_that_finds_the_name_free_lets_those_in_line_pass(hooked: 
     lock.__exit__(None, None, None)
     assert answers == [False]
     came[0].entered().go()
-    assert is_clean(hooked)
+    assert nothing_left(hooked)
 
 
 def test_L1_a_newcomer_that_takes_a_lent_name_is_put_out_again(hooked: Coordinator, hooks: Hooks) -> None:
@@ -1450,7 +1374,7 @@ def test_L1_a_newcomer_that_takes_a_lent_name_is_put_out_again(hooked: Coordinat
     assert line(hooked) == ['thread "Stranger"']
     children[0].go()
     strangers[0].entered().go()
-    assert is_clean(hooked)
+    assert nothing_left(hooked)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -1472,7 +1396,7 @@ def test_L7_ctrl_c_in_the_moment_of_taking_leaves_nothing_behind(
         lock.__enter__()
     for visitor in came:
         visitor.entered().go()
-    assert is_clean(hooked)
+    assert nothing_left(hooked)
     assert lock.acquire(timeout=0)
     lock.release()
 
@@ -1514,7 +1438,7 @@ def test_L8_a_collection_inside_the_tables_mutex_does_not_hang(hooked: Coordinat
     finally:
         gc.enable()
     waiter.go()
-    assert is_clean(hooked)
+    assert nothing_left(hooked)
 
 
 def test_L5_a_wait_refused_as_a_deadlock_leaves_nothing_behind(coord: Coordinator) -> None:
@@ -1531,4 +1455,4 @@ def test_L5_a_wait_refused_as_a_deadlock_leaves_nothing_behind(coord: Coordinato
         with pytest.raises(DeadlockError):
             b.acquire()
     join_all([thread])
-    assert is_clean(coord)
+    assert nothing_left(coord)

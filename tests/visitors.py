@@ -1,0 +1,120 @@
+"""Who enters locks and limits in tests: threads that stay inside until they are told to leave, and who is where."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextvars import Context, copy_context
+from typing import Any, Callable, Optional
+
+from support import eventually, join_all, start_all
+
+from agentdiff import Coordinator
+
+
+class Visitor:
+    """A thread that enters and stays inside until it is told to leave."""
+
+    def __init__(self, lock: Any, name: str = "Visitor", context: Optional[Context] = None) -> None:
+        self.lock = lock
+        self.inside, self.leave = threading.Event(), threading.Event()
+        self.context: Optional[Context] = None
+        self.slot: Any = None
+        self.error: Optional[BaseException] = None
+        run = context.copy().run if context is not None else lambda call: call()
+        self.thread = threading.Thread(target=lambda: run(self._visit), name=name, daemon=True)
+        self.thread.start()
+
+    def _visit(self) -> None:
+        try:
+            with self.lock as self.slot:
+                self.context = copy_context()
+                self.inside.set()
+                assert self.leave.wait(30)
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> Visitor:
+        return self.entered()
+
+    def __exit__(self, *error: Any) -> None:
+        self.go()
+
+    def entered(self) -> Visitor:
+        assert self.inside.wait(10), self.error
+        return self
+
+    def go(self) -> None:
+        self.leave.set()
+        self.ended()
+        assert self.error is None, self.error
+
+    def ended(self) -> Optional[BaseException]:
+        join_all([self.thread])
+        return self.error
+
+
+def queued(coord: Coordinator, lock: Any, name: str = "Waiter", context: Optional[Context] = None) -> Visitor:
+    """A visitor that stands in line."""
+    before = len(line(coord))
+    visitor = Visitor(lock, name, context)
+    eventually(lambda: len(line(coord)) > before)
+    return visitor
+
+
+def line(coord: Coordinator, name: Optional[str] = None) -> list[str]:
+    """Who waits, under this name or any."""
+    return [waiter.who for lock in coord.snapshot().locks if name in (None, lock.name) for waiter in lock.waiters]
+
+
+def inside(coord: Coordinator, name: Optional[str] = None) -> list[str]:
+    """Who is inside, under this name or any."""
+    return [holder.who for lock in coord.snapshot().locks if name in (None, lock.name) for holder in lock.holders]
+
+
+def nothing_left(coord: Coordinator) -> bool:
+    """Nobody is inside or in line, nothing is granted that has not been entered; of names only the limited ones."""
+    table = coord._table
+    book = table.book
+    assert coord.snapshot().locks == ()
+    assert not any((book.waiting, book.blocked, book.woken, table._chores))
+    limits = coord.snapshot().limits
+    for limit in limits:
+        entry: Any = table.entries[limit.name]
+        assert (limit.places_taken, limit.waiting) == (0, 0)
+        assert not any((entry.line, entry.hopeful, entry._chains, entry.account.open, entry.inside()))
+        assert book.slots[limit.name] is entry._closed
+    assert set(table.slots) == set(table.entries) == {limit.name for limit in limits}
+    return True
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the loop go on until the condition holds."""
+    for _ in range(100_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("never came true")
+
+
+def in_thread(call: Callable[[], Any]) -> Any:
+    """What the call returns on a thread of its own, with no context of the caller's."""
+    results: list[Any] = []
+    join_all(start_all(lambda: results.append(Context().run(call))))
+    return results[0]
+
+
+def closed_loop(lock: Any) -> Any:
+    """A task that waits for the lock on a loop which is closed then."""
+    loop = asyncio.new_event_loop()
+    task = Context().run(loop.create_task, lock.acquire_async())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    return task
+
+
+def drop(tasks: list[Any]) -> None:
+    """Let tasks of closed loops go without their complaint that they were pending."""
+    for task in tasks:
+        task._log_destroy_pending = False
+    tasks.clear()
