@@ -2262,6 +2262,27 @@ class Interruption:
         return [f"interrupted in {self.place} ({self.call}): {problem}" for problem in left]
 
 
+@pytest.mark.parametrize(
+    ("limit", "again"),
+    [
+        (Limit(concurrency=1), False),
+        (Limit(requests=1, per=50), False),
+        (Limit(tokens=1, per=50), False),
+        (Limit(concurrency=2, requests=2, per=50), True),
+    ],
+)
+def test_L7_ctrl_c_at_any_call_within_a_wait_leaves_nothing_behind(limit: Limit, again: bool) -> None:
+    """Wherever the interrupt comes: no place, no request and no tokens are lost, and the one behind gets its turn."""
+    left: list[str] = []
+    for call in range(1, 400):
+        interruption = Interruption(limit, call, again)
+        left += interruption.run()
+        if interruption.place is None:
+            break
+    assert call > 3
+    assert left == []
+
+
 def test_L7_a_waiter_on_a_closed_loop_is_passed_over(coord: Coordinator) -> None:
     """Its loop was closed while it waited for a place: its turn goes to the next in line."""
     coord.limit("api", concurrency=1)
