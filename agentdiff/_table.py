@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from heapq import heappop, heappush
 from types import TracebackType
 from typing import Any, Callable, Optional
 
@@ -90,6 +91,7 @@ class LockTable:
         self.ways: Callable[[str, How], Ways] = make_ways(self)
         self._clock = clock
         self._now = clock.monotonic
+        self._held_back: list[tuple[float, str]] = []  # until when which lock is, a heap
         self._inherited: list[str] = []  # after a fork: blocks that are open here, of holds that the parent has
         self.forget()
 
@@ -593,7 +595,7 @@ class LockTable:
     def declared(self) -> dict[str, Limit]:
         """What has been declared, by name."""
         with self._mutex:
-            return {entry.name: entry.limit for entry in all_limits(list(self.entries.values()))}
+            return {entry.name: entry.limit for entry in all_limits(list(self.entries.values())) if entry.declared}
 
     def _limited(self, name: str, limit: Limit) -> LimitEntry:
         entry = self._entry(name)
@@ -615,9 +617,20 @@ class LockTable:
     def hold_back(self, name: str, seconds: Optional[float]) -> None:
         """Nobody enters under this name for so long (R4); a name without a limit goes on as one of one at once."""
         with self._mutex:
-            pause = PAUSE if seconds is None else seconds
-            self._limited(name, Limit(concurrency=1)).hold_back(self._now() + pause)
+            until = self._now() + (PAUSE if seconds is None else seconds)
+            entry = self._limited(name, Limit(concurrency=1))
+            entry.hold_back(until)
+            if not entry.declared:
+                heappush(self._held_back, (until, name))
+            self._tidy_held_back()
         self._act()
+
+    def _tidy_held_back(self) -> None:
+        """A lock that was held back costs nothing when that is over and nobody is there (L9)."""
+        while self._held_back and self._held_back[0][0] <= self._now():
+            entry = self.entries.get(heappop(self._held_back)[1])
+            if entry is not None:
+                entry.tidy()
 
     def check_tokens(self, names: Sequence[str], tokens: float) -> None:
         """Refuse what one of these limits can never give, before the others are waited for (R5)."""
@@ -642,6 +655,7 @@ class LockTable:
     def limits(self) -> tuple[LimitInfo, ...]:
         """What each limited name allows, and what is used of it, sorted by name (L11)."""
         with self._mutex:
+            self._tidy_held_back()
             found = tuple(entry.info() for entry in all_limits(list(self.entries.values())))
         self._act()
         return tuple(sorted(found, key=lambda info: info.name))
@@ -655,6 +669,7 @@ class LockTable:
             return name not in self.slots
         with self._mutex:
             free = entry.is_free()
+            entry.tidy()
         self._act()
         return free
 

@@ -195,13 +195,14 @@ class LimitEntry:
     A name that is limited never goes the quick way: a slot of ours lies in the table's dict, which nobody owns.
     """
 
-    __slots__ = ("_chains", "_closed", "_due", "_former", "_owners", "_places", "_sides", "account", "book", "hopeful",
-                 "limit", "line", "name")  # fmt: skip
+    __slots__ = ("_chains", "_closed", "_due", "_evicted", "_former", "_owners", "_places", "_sides", "account", "book",
+                 "declared", "hopeful", "limit", "line", "name")  # fmt: skip
 
     def __init__(self, name: str, book: Book, limit: Limit, before: LockEntry) -> None:
         self.name: str = name
         self.book: Book = book
         self.limit: Limit = limit
+        self.declared = False  # as long as it isn't, it is a lock that the API holds back
         self.account: Account = Account(limit)
         self.line: WaitQueue[Slot] = before.line
         self.hopeful: dict[Place, None] = before.hopeful  # those in line who may come in without a place of their own
@@ -226,7 +227,16 @@ class LimitEntry:
         for waiter in self.line:
             waiter.request = Request()
             self._side(waiter)[waiter] = None
-        book.slots[name] = self._closed
+        self._evicted = before.evicted  # took the name the quick way since then; each comes to settle
+        self._close()
+
+    def _close(self) -> None:
+        """Nobody takes the name the quick way. Whoever just has will see that there is an entry."""
+        found = self.book.slots.setdefault(self.name, self._closed)
+        if found is not self._closed:
+            self.book.slots[self.name] = self._closed
+            if found is not self._former:
+                self._evicted.add(found)
 
     def forget(self) -> None:
         """Nobody holds or waits any more (L13)."""
@@ -237,6 +247,7 @@ class LimitEntry:
         self._owners.clear()
         self._places = 0
         self._due = self._former = None
+        self._evicted.clear()
         self.account.forget_open()
         self.book.entries[self.name] = self
         self.book.slots[self.name] = self._closed
@@ -442,7 +453,7 @@ class LimitEntry:
             charges.pop()
         if slot.is_empty():
             self._leave(slot)
-        self.serve()
+        self._go_on()
         return True
 
     def _leave(self, slot: Slot) -> None:
@@ -459,7 +470,7 @@ class LimitEntry:
             self._unlist(waiter)
         else:
             self._take_back(waiter)
-        self.serve()
+        self._go_on()
 
     def _take_back(self, waiter: Place) -> None:
         """It was let in, and will not enter."""
@@ -478,7 +489,12 @@ class LimitEntry:
 
     def settle(self, slot: Slot) -> None:
         slot.owner = None
+        self._evicted.discard(slot)
+        self._go_on()
+
+    def _go_on(self) -> None:
         self.serve()
+        self.tidy()
 
     def _mend(self) -> None:
         """Whoever held the name when it was a lock may leave the quick way, and let others in behind it.
@@ -488,8 +504,7 @@ class LimitEntry:
         for waiter in list(self.account.open.values()):
             if waiter.bell is not None and waiter.bell.loop is not None and waiter.bell.loop.is_closed():
                 self._take_back(waiter)
-        if self.book.slots.get(self.name) is not self._closed:
-            self.book.slots[self.name] = self._closed
+        self._close()
         former = self._former
         if former is not None and former.owner is None:
             self._former = None
@@ -500,12 +515,16 @@ class LimitEntry:
                 self._owners = {slot.owner: slot for slot in self._chains if slot.owner is not None}
 
     def tidy(self) -> None:
-        """It stays: it was declared."""
+        """What was declared stays; a lock that was held back is one again when that is over (L9)."""
+        kept = self.declared or self.line or self._chains or self._evicted
+        if not kept and self.account.resume_at <= self.book.now() and self.book.entries.get(self.name) is self:
+            del self.book.entries[self.name], self.book.slots[self.name]
 
     # -- what users say -----------------------------------------------------------------------------------
 
     def change(self, limit: Limit) -> None:
-        """The limit has been declared anew."""
+        """The limit has been declared, or declared anew."""
+        self.declared = True
         self.limit = self.account.limit = limit
         for waiter in list(self.line):
             waiter.request.error = limit.refusal(self.name, waiter.tokens)

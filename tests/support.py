@@ -141,6 +141,10 @@ class Stage:
         if self.stuck:
             raise Stuck
 
+    def is_nearly_over(self) -> bool:
+        """Whether all but one have ended."""
+        return sum(not actor.done for actor in self._actors) <= 1
+
     def _next(self, me: _Actor) -> None:
         there = [actor for actor in self._actors if not actor.done]
         if not there:

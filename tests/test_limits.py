@@ -1381,6 +1381,116 @@ def test_R4_a_lock_held_back_and_then_limited_stays_limited(coord: Coordinator, 
     assert info(coord).concurrency == 2
 
 
+@pytest.mark.parametrize("occasion", ["entry", "try", "look", "snapshot", "other name"])
+def test_L9_a_lock_that_was_held_back_costs_nothing_when_that_is_over(
+    coord: Coordinator, clock: CountingClock, occasion: str
+) -> None:
+    """Until then it is shown among the limits; then the next occasion makes it a lock like any other."""
+    lock, table = coord.lock("api"), coord._table
+    occasions: dict[str, Callable[[], Any]] = {
+        "entry": lambda: enters(lock),
+        "try": lambda: lock.acquire(timeout=0) and lock.release(),
+        "look": lock.locked,
+        "snapshot": coord.snapshot,
+        "other name": lambda: table.hold_back("other", 0),
+    }
+    with lock as slot:
+        slot.throttled(retry_after=16)
+        slot.throttled(retry_after=8)
+    waiter = queued(coord, lock)
+    clock.wait_for_sleepers(1)
+    clock.advance(8)
+    occasions[occasion]()
+    assert info(coord).held_back_for == 8
+    clock.advance(8)
+    waiter.entered()
+    occasions[occasion]()
+    assert inside(coord) == ['thread "Waiter"']
+    waiter.go()
+    assert table.entries == table.slots == {}
+    slot.throttled(retry_after=4)
+    clock.advance(4)
+    occasions[occasion]()
+    assert table.entries == table.slots == {}
+    assert enters(lock)
+
+
+def test_L9_ten_thousand_locks_held_back_one_after_another_leave_no_table(
+    coord: Coordinator, clock: CountingClock
+) -> None:
+    """Each makes those go whose pause is over."""
+    for number in range(10_000):
+        with coord.lock(f"api-{number}") as slot:
+            slot.throttled(retry_after=4)
+        clock.advance(1)
+        assert len(coord._table.entries) <= 4
+    clock.advance(4)
+    assert nothing_left(coord)
+
+
+def test_L9_a_lock_becomes_one_again_only_when_whoever_took_it_meanwhile_has_seen_that_it_was_none() -> None:
+    """It is taken the quick way in the very moment in which it is held back, between its holder's leaving and that."""
+    closing, taken, held_back, leave = (threading.Event() for _ in range(4))
+
+    def who() -> str:
+        return threading.current_thread().name
+
+    class Slots(dict):  # type: ignore[type-arg]
+        def __delitem__(self, key: Any) -> None:
+            if who() == "Former":  # it has seen nobody
+                others["Pause"].start()
+                assert closing.wait(10)
+            super().__delitem__(key)
+
+        def setdefault(self, key: Any, default: Any = None) -> Any:
+            if who() == "Pause" and not closing.is_set():
+                closing.set()
+                assert taken.wait(10)
+            found = super().setdefault(key, default)
+            if who() == "Newcomer" and not taken.is_set():  # it looks now whether anybody is there
+                taken.set()
+                assert held_back.wait(10)
+            return found
+
+    def pause() -> None:
+        table.hold_back("api", 0)
+        held_back.set()
+
+    def visit() -> None:
+        assert closing.wait(10)
+        with lock:
+            entered.set()
+            assert leave.wait(10)
+
+    storage = iter([Slots(), {}])
+    table = LockTable(FakeClock(), slow_after=None, storage=lambda: next(storage))
+    lock, entered = Lock(table, "api"), threading.Event()
+    programs = {"Former": lambda: by_hand_of(lock), "Pause": pause, "Newcomer": visit}
+    others = {name: threading.Thread(target=run, name=name, daemon=True) for name, run in programs.items()}
+    others["Former"].start()
+    others["Newcomer"].start()
+    assert entered.wait(10)
+    assert not enters(lock)
+    leave.set()
+    join_all(list(others.values()))
+    assert enters(lock)
+    assert table.entries == table.slots == {}
+
+
+def by_hand_of(lock: Lock) -> None:
+    with lock:
+        pass
+
+
+def test_R4_a_lock_held_back_is_no_limit_that_was_declared(coord: Coordinator) -> None:
+    """What `isolated` brings back is what was declared."""
+    with coord.lock("api") as slot:
+        slot.throttled(retry_after=5)
+    with coord.isolated():
+        assert coord._table.declared() == {}
+    assert coord._table.declared() == {}
+
+
 class TooManyRequests(Exception):
     def __init__(self, **headers: Any) -> None:
         super().__init__("429")

@@ -140,10 +140,10 @@ class Play:
         return program
 
     def after_waiting(self, waiting: int, program: Program) -> Program:
-        """It begins when so many stand in line."""
+        """It begins when so many stand in line, or when nobody will any more."""
 
         def begin() -> None:
-            self.stage.point(lambda: len(self.table.book.waiting) >= waiting)
+            self.stage.point(lambda: len(self.table.book.waiting) >= waiting or self.stage.is_nearly_over())
             program()
 
         return begin
@@ -248,7 +248,9 @@ def check_nothing_left(table: LockTable, told: str = "") -> None:
 
 
 QUICK = frozenset({"enter", "leave", "live"})
-SLOW = QUICK | {"__init__", "loans", "inside", "_mend", "_limited", "serve", "settle", "pass_on", "free"}
+SLOW = QUICK | {
+    "__init__", "loans", "inside", "_mend", "_close", "_limited", "serve", "settle", "tidy", "pass_on", "free",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("limit", [ONE, TWO])
@@ -296,6 +298,18 @@ def held_back(play: Play) -> list[Program]:
     return [play.party(0, slotted=lambda slot: slot.throttled(retry_after=5)), play.party(1), play.party(2, timeout=9)]
 
 
+def held_back_for_a_moment(play: Play) -> list[Program]:
+    """The pause is over at once: the name becomes a lock again while others come and go."""
+    once = play.party(0, slotted=lambda slot: slot.throttled(retry_after=0))
+    other = play.party(1)
+    return [lambda: (once(), once())[0], lambda: (other(), other())[0], play.party(2, timeout=1)]
+
+
+def held_back_and_lent(play: Play) -> list[Program]:
+    holding_back = play.party(0, slotted=lambda slot: slot.throttled(retry_after=0))
+    return [holding_back, play.child(0, 1), play.party(2), play.party(3, timeout=0)]
+
+
 def more_and_less(play: Play) -> list[Program]:
     return [play.party(0), play.party(1), play.party(2), play.declaring(ONE, THREE, TWO)]
 
@@ -319,9 +333,19 @@ CHANGES = [
     taken_over_and_over,
     left_by_hand,
     held_back,
+    held_back_for_a_moment,
+    held_back_and_lent,
     more_and_less,
     more_while_they_wait,
 ]
+
+
+@pytest.mark.parametrize("opcodes", [frozenset(), SLOW], ids=["accesses", "opcodes"])
+@pytest.mark.parametrize("scene", CHANGES)
+@pytest.mark.time_limit(900)
+def test_R1_no_schedule_of_a_few_parties_breaks_a_change(scene: Scene, opcodes: frozenset[str]) -> None:
+    """A lock becomes a limit, a limit another one, and one that was held back a lock again."""
+    explore(lambda plan: run_scene(scene, plan, None, opcodes), 3, LIMIT)
 
 
 # rates: a sleep until the next time ends when its actor is let go on, and then so much time has passed
@@ -436,6 +460,13 @@ def run_rated(scene: Callable[[Rated], list[Program]], plan: dict[int, int]) -> 
     play.check(told)
     check_nothing_left(play.table, told)
     return stage
+
+
+@pytest.mark.parametrize("scene", RATED)
+@pytest.mark.time_limit(900)
+def test_R2_no_schedule_of_a_few_parties_fills_a_window_too_much(scene: Callable[[Rated], list[Program]]) -> None:
+    """Whoever is put off between its turn and its block, and for however long."""
+    explore(lambda plan: run_rated(scene, plan), 3, LIMIT)
 
 
 # -- many at once -------------------------------------------------------------------------------------------
