@@ -31,30 +31,57 @@ class Limiter(Protocol):
     def hold_back(self, name: str, seconds: Optional[float]) -> None: ...
 
 
-class Slot:
-    """One held place under a lock or limit: what `with coord.lock(name) as slot` yields.
+@attrs.frozen
+class How:
+    """How somebody takes a name: what its handle, or its agent, has been told."""
 
-    Attributes:
-        name: the lock's name.
-        agent: the agent that took it through `@coordinate(..., lock_name=...)`, else None.
-    """
+    timeout: Any = ...  # seconds, None for ever, `...` for what the coordinator says
+    agent: Optional[str] = None
+    lend: bool = True
+    tokens: float = 0
+
+
+PLAIN = How()
+
+
+class Door:
+    """A name, and how it is taken: what all slots of one handle have in common."""
+
+    __slots__ = ("how", "name", "table")
+
+    def __init__(self, table: Limiter, name: str, how: How = PLAIN) -> None:
+        self.table: Limiter = table
+        self.name: str = name
+        self.how: How = how
+
+
+class Slot:
+    """One held place under a lock or limit: what `with coord.lock(name) as slot` yields."""
 
     # `owner` is who holds it, None once it has ended; `since` is monotonic; `outer` is the slot entered
     # before in the same context; `depth` counts entries of its owner. Written by the table alone. There is
     # no __init__: this object is made for every entry, and a call would cost as much as all the rest.
     # `by_hand` counts the entries that `acquire()` made, and is there only if it made any; `charges` are what
     # its entries have cost, and are there only under a limit.
-    __slots__ = ("__weakref__", "agent", "by_hand", "charges", "depth", "limiter", "name", "outer", "owner", "since")
+    __slots__ = ("by_hand", "charges", "depth", "door", "outer", "owner", "since")
 
-    name: str
-    agent: Optional[str]
     by_hand: int
     charges: list[Any]
+    depth: int
+    door: Door
+    outer: Optional[Slot]
     owner: Optional[Owner]
     since: float
-    outer: Optional[Slot]
-    depth: int
-    limiter: Limiter
+
+    @property
+    def name(self) -> str:
+        """The lock's name."""
+        return self.door.name
+
+    @property
+    def agent(self) -> Optional[str]:
+        """The agent that took it through `@coordinate(..., lock_name=...)`, else None."""
+        return self.door.how.agent
 
     def commit(self, *, tokens: float) -> None:
         """Say how many tokens the call has used in the end; the rest of the reservation is free for others (R3).
@@ -68,7 +95,7 @@ class Slot:
         Raises:
             TypeError, ValueError: no number, or a negative one.
         """
-        self.limiter.commit(self, check_amount("tokens", tokens))
+        self.door.table.commit(self, check_amount("tokens", tokens))
 
     def throttled(self, *, retry_after: Optional[float] = None) -> None:
         """The API has answered "too many requests": nobody enters under this name until it wants calls again (R4).
@@ -83,7 +110,7 @@ class Slot:
         """
         if retry_after is not None:
             check_amount("retry_after", retry_after)
-        self.limiter.hold_back(self.name, retry_after)
+        self.door.table.hold_back(self.name, retry_after)
 
     def count_by_hand(self) -> None:
         """`acquire()` has made an entry, and `release()` is to end it."""
@@ -131,17 +158,12 @@ class Slot:
         return f"<Slot {self.name!r} {in_words(self.owner) if self.owner is not None else 'released'}>"
 
 
-@attrs.frozen
-class How:
-    """How somebody takes a name: what its handle, or its agent, has been told."""
-
-    timeout: Any = ...  # seconds, None for ever, `...` for what the coordinator says
-    agent: Optional[str] = None
-    lend: bool = True
-    tokens: float = 0
-
-
-PLAIN = How()
+def closed() -> Slot:
+    """What lies in a name's place for as long as nobody may take it the quick way."""
+    slot = Slot()
+    slot.owner = slot.outer = None
+    slot.depth = 0
+    return slot
 
 
 Place = Waiter[Slot]

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Callable, Optional, Protocol
 
 from ._owner import HOLDS, LOCAL, TASKS, Owner, current_owner, current_task_of, running_loop, running_task
-from ._places import Book, How, Limiter, Slot, live
+from ._places import Book, Door, Limiter, Slot, live
 
 Ways = tuple[Callable[..., Any], Callable[..., None], Callable[..., Any], Callable[..., Any]]
 """`__enter__`, `__exit__`, `__aenter__` and `__aexit__` of a name."""
@@ -21,11 +21,13 @@ class Table(Limiter, Protocol):
 
     book: Book
 
+    def claim(self, door: Door, me: Owner) -> Slot: ...
+
     def settle(self, slot: Slot) -> None: ...
 
-    def enter(self, name: str, me: Owner, how: How) -> Slot: ...
+    def enter(self, claim: Slot, me: Owner) -> Slot: ...
 
-    async def enter_async(self, name: str, me: Owner, how: How) -> Slot: ...
+    async def enter_async(self, claim: Slot, me: Owner) -> Slot: ...
 
     def release(self, name: str, me: Owner, of_block: bool = False) -> None: ...
 
@@ -34,10 +36,11 @@ class Table(Limiter, Protocol):
     def hand_over(self, slot: Slot) -> bool: ...
 
 
-def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (closures, flat on purpose)
-    """What makes, for a name, the ways to enter it and to leave it."""
+def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closures, flat on purpose)
+    """What makes, for a door, the ways in and out."""
     slots, entries, settle, now = table.book.slots, table.book.entries, table.settle, table.book.now
     slowly, release, pass_on, hand_over = table.enter, table.release, table.pass_on, table.hand_over
+    slowly_async = table.enter_async
     setdefault = slots.setdefault
     find = slots.get
     held = HOLDS.get
@@ -46,25 +49,27 @@ def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (cl
     tasks = TASKS
     task_of = current_task_of
     loop_here = running_loop
-    slowly_async = table.enter_async
 
-    def ways(name: str, how: How) -> Ways:
-        def enter(me: Optional[Owner] = None, otherwise: Callable[[str, Owner, How], Any] = slowly) -> Any:
-            """The slot of a name that is free, or the caller's already; else what `otherwise` gives."""
+    def ways(door: Door) -> Ways:  # noqa: PLR0915  (likewise)
+        name = door.name
+
+        def enter(me: Optional[Owner] = None, otherwise: Callable[[Slot, Owner], Any] = slowly) -> Any:
+            """The slot of a name that is free, or the caller's already; else what `otherwise` makes of the claim."""
             if me is None:
                 me = current_owner() if tasks else local.me
             outer: Optional[Slot] = held()
             if outer is not None:
-                if outer.owner is me and find(name) is outer:
+                if outer.owner is None:
+                    outer = outer.outer
+                elif outer.owner is me and find(name) is outer:
                     outer.depth += 1
                     return outer
-                outer = live(outer) if outer.owner is not None or outer.outer is not None else None
+                if outer is not None and (outer.outer is not None or outer.owner is None):
+                    outer = live(outer)
             slot = Slot()
-            slot.limiter = table
-            slot.name = name
+            slot.door = door
             slot.owner = me
             slot.depth = 1
-            slot.agent = None
             slot.since = now()
             slot.outer = outer
             try:
@@ -74,7 +79,6 @@ def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (cl
                         hold(slot)
                         return slot
                     settle(slot)
-                    return otherwise(name, me, how)
             except BaseException:  # Ctrl-C in just this moment
                 if slot.owner is not None:
                     settle(slot)
@@ -82,7 +86,8 @@ def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (cl
             if found.owner is me:
                 found.depth += 1
                 return found
-            return otherwise(name, me, how)
+            slot.owner = me
+            return otherwise(slot, me)
 
         def leave(
             kind: Optional[type[BaseException]] = None,
@@ -107,8 +112,8 @@ def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (cl
 
         async def enter_async() -> Slot:
             me = task_of(loop_here()) or running_task(f"lock {name!r}")
-            slot: Optional[Slot] = enter(me, nothing)
-            return slot if slot is not None else await slowly_async(name, me, how)
+            slot = enter(me, slowly_async)
+            return slot if slot.__class__ is Slot else await slot
 
         async def leave_async(
             kind: Optional[type[BaseException]] = None,
@@ -117,15 +122,12 @@ def make_ways(table: Table) -> Callable[[str, How], Ways]:  # noqa: PLR0915  (cl
         ) -> None:
             leave()
 
-        if not how.lend:  # a slot taken the quick way is in its context for others to find
+        if not door.how.lend:  # a slot taken the quick way is in its context for others to find
 
-            def enter(me: Optional[Owner] = None, otherwise: Callable[[str, Owner, How], Any] = slowly) -> Any:
-                return otherwise(name, me or current_owner(), how)
+            def enter(me: Optional[Owner] = None, otherwise: Callable[[Slot, Owner], Any] = slowly) -> Any:
+                me = me or current_owner()
+                return otherwise(table.claim(door, me), me)
 
         return enter, leave, enter_async, leave_async
 
     return ways
-
-
-def nothing(name: str, me: Owner, how: How) -> None:
-    """There is no quick way: it is to be awaited."""

@@ -35,7 +35,7 @@ from ._owner import (
     loop_of,
     running_loop,
 )
-from ._places import BY_HAND, Book, Entry, How, LockEntry, Place, Slot, live, released_inside, the_only_one
+from ._places import BY_HAND, Book, Door, Entry, How, LockEntry, Place, Slot, live, released_inside, the_only_one
 from ._quick import Ways, make_ways
 from ._waitqueue import TaskBell, ThreadBell, Waiter
 from .deadlock import (
@@ -88,7 +88,7 @@ class LockTable:
         self.book: Book = book
         self.slots: dict[str, Slot] = book.slots
         self.entries: dict[str, Entry] = book.entries
-        self.ways: Callable[[str, How], Ways] = make_ways(self)
+        self.ways: Callable[[Door], Ways] = make_ways(self)
         self._clock = clock
         self._now = clock.monotonic
         self._held_back: list[tuple[float, str]] = []  # until when which lock is, a heap
@@ -124,7 +124,7 @@ class LockTable:
             entry = self.entries[name] = LockEntry(name, self.book)
         return entry
 
-    def _decide(self, waiter: Place, lend: bool, whole: bool = True) -> Optional[Slot]:
+    def _decide(self, waiter: Place, whole: bool = True) -> Optional[Slot]:
         """Decide under the mutex: the slot, or None: the waiter stands in line, if it has a bell.
 
         `whole` says that the block is entered at once; it is not, if more locks are to be taken for it first.
@@ -158,7 +158,7 @@ class LockTable:
                 self._act()
             if ring:
                 raise self._deadlock(name, ring)
-            if slot is claim and lend:
+            if slot is claim and claim.door.how.lend:
                 HOLDS.set(slot)
         except BaseException:
             self._give_up(waiter)
@@ -211,42 +211,33 @@ class LockTable:
 
     # -- taking: the drivers ----------------------------------------------------------------------------
 
-    def _ask(
-        self, name: str, me: Owner, timeout: Optional[float], bell: Any, agent: Optional[str], tokens: float
-    ) -> Place:
+    def claim(self, door: Door, me: Owner) -> Slot:
+        """What `me` asks for; it is inside by it when its turn has come."""
         claim = Slot()
-        claim.limiter = self
-        claim.name = name
+        claim.door = door
         claim.owner = me
         claim.depth = 1
         outer = HOLDS.get()
         claim.outer = outer if outer is None else live(outer)
-        claim.agent = agent
+        return claim
+
+    def _ask(self, claim: Slot, me: Owner, timeout: Optional[float], bell: Any) -> Place:
         waiter: Place = Waiter()
         waiter.owner = me
         waiter.claim = claim
         waiter.timeout = timeout
         waiter.bell = bell
         waiter.blocks = waiter.request = None
-        waiter.tokens = tokens
+        waiter.tokens = claim.door.how.tokens
         waiter.served = waiter.warned = False
         return waiter
 
-    def acquire(
-        self,
-        name: str,
-        timeout: Optional[float],
-        me: Owner,
-        agent: Optional[str] = None,
-        lend: bool = True,
-        tokens: float = 0,
-        whole: bool = True,
-    ) -> Optional[Slot]:
+    def acquire(self, claim: Slot, me: Owner, timeout: Optional[float], whole: bool = True) -> Optional[Slot]:
         """Take the name, waiting on this thread where need be; None if the time ran out (L3, L4, L7)."""
         bell = ThreadBell() if timeout != 0 else None
-        waiter = self._ask(name, me, timeout, bell, agent, tokens)
+        waiter = self._ask(claim, me, timeout, bell)
         waiter.blocks = running_loop()
-        slot = self._decide(waiter, lend, whole)
+        slot = self._decide(waiter, whole)
         if slot is not None or bell is None:
             return slot
         try:
@@ -258,32 +249,25 @@ class LockTable:
             while not waiter.served and self._look_again(waiter):
                 with lent_worker():
                     bell.sleep(self._clock, self._spell(waiter))
-            return self._wake_up(waiter, lend, whole)
+            return self._wake_up(waiter, whole)
         except BaseException:
             self._give_up(waiter)
             raise
 
     async def acquire_async(
-        self,
-        name: str,
-        timeout: Optional[float],
-        me: Owner,
-        agent: Optional[str] = None,
-        lend: bool = True,
-        tokens: float = 0,
-        whole: bool = True,
+        self, claim: Slot, me: Owner, timeout: Optional[float], whole: bool = True
     ) -> Optional[Slot]:
         """Take the name, waiting on this loop where need be; None if the time ran out (L3, L4, L7)."""
         bell = TaskBell() if timeout != 0 else None
-        waiter = self._ask(name, me, timeout, bell, agent, tokens)
-        slot = self._decide(waiter, lend, whole)
+        waiter = self._ask(claim, me, timeout, bell)
+        slot = self._decide(waiter, whole)
         if slot is not None or bell is None:
             return slot
         try:
             await bell.sleep(self._clock, self._first_spell(waiter))
             while not waiter.served and self._look_again(waiter):
                 await bell.sleep(self._clock, self._spell(waiter))
-            return self._wake_up(waiter, lend, whole)
+            return self._wake_up(waiter, whole)
         except BaseException:
             self._give_up(waiter)
             raise
@@ -292,24 +276,24 @@ class LockTable:
         """How long to wait, if a handle or an agent was told so; `...`: nothing, so the coordinator says it."""
         return self.timeout if timeout is ... else timeout
 
-    def enter(self, name: str, me: Owner, how: How) -> Slot:
+    def enter(self, claim: Slot, me: Owner) -> Slot:
         """Take the name for a block, waiting on this thread where need be.
 
         Raises:
             CoordinationTimeoutError: the time ran out (L4).
         """
-        timeout = self.patience(how.timeout)
-        slot = self.acquire(name, timeout, me, how.agent, how.lend, how.tokens)
+        timeout = self.patience(claim.door.how.timeout)
+        slot = self.acquire(claim, me, timeout)
         if slot is None:
-            raise self.timeout_error(name, timeout or 0, me)
+            raise self.timeout_error(claim.name, timeout or 0, me)
         return slot
 
-    async def enter_async(self, name: str, me: Owner, how: How) -> Slot:
+    async def enter_async(self, claim: Slot, me: Owner) -> Slot:
         """Take the name for a block, waiting on this loop where need be."""
-        timeout = self.patience(how.timeout)
-        slot = await self.acquire_async(name, timeout, me, how.agent, how.lend, how.tokens)
+        timeout = self.patience(claim.door.how.timeout)
+        slot = await self.acquire_async(claim, me, timeout)
         if slot is None:
-            raise self.timeout_error(name, timeout or 0, me)
+            raise self.timeout_error(claim.name, timeout or 0, me)
         return slot
 
     def _slow_after(self, waiter: Place) -> Optional[float]:
@@ -350,7 +334,7 @@ class LockTable:
                 raise waiter.request.error
         return True
 
-    def _wake_up(self, waiter: Place, lend: bool, whole: bool = True) -> Optional[Slot]:
+    def _wake_up(self, waiter: Place, whole: bool = True) -> Optional[Slot]:
         """The wait is over: what did it bring?"""
         if not waiter.served and self._leave_line(waiter):
             return None
@@ -360,7 +344,7 @@ class LockTable:
             slot = request.slot or slot
             if whole:
                 self._enter([request])
-        if lend and slot is waiter.claim:
+        if slot is waiter.claim and slot.door.how.lend:
             HOLDS.set(slot)
         return slot
 
@@ -539,41 +523,30 @@ class LockTable:
     # -- several at once (L6) -----------------------------------------------------------------------------
 
     def acquire_all(
-        self,
-        names: Sequence[str],
-        timeout: Optional[float],
-        me: Owner,
-        agent: Optional[str] = None,
-        lend: bool = True,
-        tokens: float = 0,
+        self, names: Sequence[str], how: How, me: Owner, timeout: Optional[float]
     ) -> tuple[Sequence[Slot], Optional[str]]:
         """Take all names in the order given, or none: the slots, or the name for which the time ran out."""
         if len(names) == 1:
-            slot = self.acquire(names[0], timeout, me, agent, lend, tokens)
+            slot = self.acquire(self.claim(Door(self, names[0], how), me), me, timeout)
             return ((), names[0]) if slot is None else ((slot,), None)
-        with _Several(self, names, timeout, me, tokens) as several:
+        with _Several(self, names, how, me, timeout) as several:
             for name in names:
-                if not several.add(name, self.acquire(name, several.left(), me, agent, lend, tokens, False)):
+                claim = self.claim(Door(self, name, how), me)
+                if not several.add(name, self.acquire(claim, me, several.left(), False)):
                     break
         return several.slots, several.missed
 
     async def acquire_all_async(
-        self,
-        names: Sequence[str],
-        timeout: Optional[float],
-        me: Owner,
-        agent: Optional[str] = None,
-        lend: bool = True,
-        tokens: float = 0,
+        self, names: Sequence[str], how: How, me: Owner, timeout: Optional[float]
     ) -> tuple[Sequence[Slot], Optional[str]]:
         """The same, waiting on this loop."""
         if len(names) == 1:
-            slot = await self.acquire_async(names[0], timeout, me, agent, lend, tokens)
+            slot = await self.acquire_async(self.claim(Door(self, names[0], how), me), me, timeout)
             return ((), names[0]) if slot is None else ((slot,), None)
-        with _Several(self, names, timeout, me, tokens) as several:
+        with _Several(self, names, how, me, timeout) as several:
             for name in names:
-                slot = await self.acquire_async(name, several.left(), me, agent, lend, tokens, False)
-                if not several.add(name, slot):
+                claim = self.claim(Door(self, name, how), me)
+                if not several.add(name, await self.acquire_async(claim, me, several.left(), False)):
                     break
         return several.slots, several.missed
 
@@ -677,7 +650,7 @@ class LockTable:
         """The slot that `me` has entered last, be it a generator's that it drives."""
         slot: Optional[Slot] = HOLDS.get()
         while slot is not None:
-            if slot.name == name and slot.limiter is self and slot.admits(me):
+            if slot.name == name and slot.door.table is self and slot.admits(me):
                 return slot
             slot = slot.outer
         return self.slot_of(name, me)
@@ -786,14 +759,12 @@ class LockTable:
 class _Several:
     """Taking several names, all or none: what has been taken, and what is left of the time."""
 
-    def __init__(
-        self, table: LockTable, names: Sequence[str], timeout: Optional[float], me: Owner, tokens: float
-    ) -> None:
+    def __init__(self, table: LockTable, names: Sequence[str], how: How, me: Owner, timeout: Optional[float]) -> None:
         self._table = table
         self._timeout = timeout
         self._now = table.book.now
         self._deadline = self._now() + timeout if timeout else None
-        table.check_tokens(names, tokens)
+        table.check_tokens(names, how.tokens)
         self._me = me
         self.slots: list[Slot] = []
         self.missed: Optional[str] = None

@@ -21,7 +21,7 @@ from ._clock import Clock, check_timeout
 from ._lanes import Cause, Lane, cause_here
 from ._log import about, logger
 from ._owner import AGENT_CODES, HOLDS, LOCAL, TASKS, GeneratorOwner, Owner, current_owner
-from ._places import How, Slot
+from ._places import Door, How, Slot
 from ._table import LockTable
 from .bus import Bus
 from .dependencies import Dependencies, Running
@@ -98,11 +98,12 @@ class Agent:
         """How long it waits for its locks: what `@coordinate` said, else what the coordinator says."""
         return self.table.patience(self.timeout_given)
 
-    def tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        """How many tokens a call with these arguments asks for (R3)."""
-        if not callable(self.tokens_of):
-            return self.tokens_of
-        return check_amount(f"what tokens= of agent {self.name!r} gives", self.tokens_of(*args, **kwargs))
+    def how(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> How:
+        """How a call with these arguments takes its locks: with so many tokens (R3)."""
+        tokens = self.tokens_of
+        if callable(tokens):
+            tokens = check_amount(f"what tokens= of agent {self.name!r} gives", tokens(*args, **kwargs))
+        return How(self.timeout_given, self.name, tokens=tokens)
 
     def is_heard(self) -> bool:
         """Whether anybody listens to this agent, or waits for its end; asked again only when subscriptions change."""
@@ -194,8 +195,8 @@ class _Call:
         if names:
             self.owner = owner or current_owner()
             asked = self.asked = agent.clock.monotonic()
-            tokens = agent.tokens(self.args, self.kwargs)
-            self._entered(*agent.table.acquire_all(names, agent.timeout, self.owner, agent.name, tokens=tokens), asked)
+            how = agent.how(self.args, self.kwargs)
+            self._entered(*agent.table.acquire_all(names, how, self.owner, agent.timeout), asked)
 
     async def enter_async(self, owner: Optional[Owner] = None) -> None:
         """Wait for those that it comes after, then take the locks, on this loop."""
@@ -208,10 +209,8 @@ class _Call:
         if names:
             self.owner = owner or current_owner()
             asked = self.asked = agent.clock.monotonic()
-            tokens = agent.tokens(self.args, self.kwargs)
-            self._entered(
-                *await agent.table.acquire_all_async(names, agent.timeout, self.owner, agent.name, tokens=tokens), asked
-            )
+            how = agent.how(self.args, self.kwargs)
+            self._entered(*await agent.table.acquire_all_async(names, how, self.owner, agent.timeout), asked)
 
     def _entered(self, slots: Sequence[Slot], missed: Optional[str], asked: float) -> None:
         self.waited = self.agent.clock.monotonic() - asked
@@ -445,8 +444,8 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
             return _call(agent, fn, args, kwargs)
 
         return locking
-    enter, *_ = agent.table.ways(only, How(agent.timeout_given, agent.name))
-    release, name = agent.table.free, agent.name
+    enter, *_ = agent.table.ways(Door(agent.table, only, How(agent.timeout_given, agent.name)))
+    release = agent.table.free
 
     @functools.wraps(fn)
     def quickly_locking(*args: Any, **kwargs: Any) -> Any:
@@ -457,8 +456,6 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
         slot = None
         try:
             slot = enter(me)
-            if slot.agent is None:
-                slot.agent = name
             result = fn(*args, **kwargs)
         except BaseException as error:
             if slot is not None:

@@ -17,7 +17,7 @@ from typing import Any, Optional, Union
 import attrs
 
 from ._owner import GeneratorOwner, Owner
-from ._places import Book, LockEntry, Place, Slot, ahead_of, hops_to, lender
+from ._places import Book, LockEntry, Place, Slot, ahead_of, closed, hops_to, lender
 from ._waitqueue import WaitQueue
 from .deadlock import Hop, LimitInfo, Wait
 from .errors import check_amount
@@ -211,11 +211,7 @@ class LimitEntry:
         self._chains: dict[Slot, list[Slot]] = {}  # the place of each slot inside: who has it, and who borrows it
         self._owners: dict[Owner, Slot] = {}
         self._places = 0
-        self._closed = Slot()
-        self._closed.name = name
-        self._closed.owner = self._closed.outer = self._closed.agent = None
-        self._closed.depth = 0
-        self._closed.since = 0.0
+        self._closed = closed()
         chain = [slot for slot, _ in before.loans()]
         self._former = chain[0] if chain else None  # it may still leave the quick way
         for slot in chain:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional
 
 from ._clock import check_timeout
-from ._owner import Owner, current_owner, running_task
-from ._places import PLAIN, How, Slot
+from ._owner import current_owner, running_task
+from ._places import PLAIN, Door, How, Slot
 from ._table import LockTable
 from .errors import NotHeldError
 
@@ -67,25 +66,24 @@ class Lock(metaclass=_Handles):
     True
     """
 
-    __slots__ = ("__aenter__", "__aexit__", "__enter__", "__exit__", "_how", "_name", "_table")
+    __slots__ = ("__aenter__", "__aexit__", "__enter__", "__exit__", "_door", "_table")
 
     def __init__(self, table: LockTable, name: str, how: How = PLAIN) -> None:
         self._table = table
-        self._name = name
-        self._how = how
-        self.__enter__, self.__exit__, self.__aenter__, self.__aexit__ = table.ways(name, how)  # type: ignore[method-assign]
+        self._door = door = Door(table, name, how)
+        self.__enter__, self.__exit__, self.__aenter__, self.__aexit__ = table.ways(door)  # type: ignore[method-assign]
 
     @property
     def name(self) -> str:
         """The name that it stands for."""
-        return self._name
+        return self._door.name
 
     def __repr__(self) -> str:
-        return f"<Lock {self._name!r}{' locked' if self.locked() else ''}>"
+        return f"<Lock {self._door.name!r}{' locked' if self.locked() else ''}>"
 
     def locked(self) -> bool:
         """Whether somebody holds it at this moment; under a limit, whether nobody new would get in at once."""
-        return not self._table.is_free(self._name)
+        return not self._table.is_free(self._door.name)
 
     def acquire(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take the lock; wait for it on this thread where need be (L3, L4).
@@ -102,19 +100,18 @@ class Lock(metaclass=_Handles):
             ValueError: more tokens than the limit can ever give (R5).
             TypeError, ValueError: the timeout is no number, negative or NaN, or given with `blocking=False`.
         """
-        how = self._how
-        patience = _patience(self._table, how, blocking, timeout)
-        return _by_hand(self._table.acquire(self._name, patience, current_owner(), None, how.lend, how.tokens))
+        patience = _patience(self._table, self._door.how, blocking, timeout)
+        me = current_owner()
+        return _by_hand(self._table.acquire(self._table.claim(self._door, me), me, patience))
 
     async def acquire_async(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take the lock; the task waits for it where need be, the loop goes on (L3, L4).
 
         Args, Returns, Raises: as for `acquire`; `RuntimeError` outside asyncio (L13).
         """
-        how = self._how
-        patience = _patience(self._table, how, blocking, timeout)
-        me = running_task(f"lock {self._name!r}")
-        return _by_hand(await self._table.acquire_async(self._name, patience, me, None, how.lend, how.tokens))
+        patience = _patience(self._table, self._door.how, blocking, timeout)
+        me = running_task(f"lock {self.name!r}")
+        return _by_hand(await self._table.acquire_async(self._table.claim(self._door, me), me, patience))
 
     def release(self) -> None:
         """End one entry of the caller's.
@@ -122,7 +119,7 @@ class Lock(metaclass=_Handles):
         Raises:
             NotHeldError: the calling thread or task doesn't hold it; nothing was changed (L8).
         """
-        self._table.release(self._name, current_owner())
+        self._table.release(self._door.name, current_owner())
 
     if TYPE_CHECKING:
 
@@ -167,13 +164,13 @@ class LockGroup:
     def acquire(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take all, or none: see `Lock.acquire`."""
         patience = _patience(self._table, self._how, blocking, timeout)
-        slots, missed = self._take(patience, current_owner())
+        slots, missed = self._table.acquire_all(self._names, self._how, current_owner(), patience)
         return missed is None and all(map(_by_hand, slots))
 
     async def acquire_async(self, blocking: bool = True, timeout: Any = ...) -> bool:
         """Take all, or none: see `Lock.acquire_async`."""
         patience = _patience(self._table, self._how, blocking, timeout)
-        slots, missed = await self._take_async(patience, running_task(repr(self)))
+        slots, missed = await self._table.acquire_all_async(self._names, self._how, running_task(repr(self)), patience)
         return missed is None and all(map(_by_hand, slots))
 
     def release(self) -> None:
@@ -190,7 +187,7 @@ class LockGroup:
     def __enter__(self) -> tuple[Slot, ...]:
         me = current_owner()
         timeout = self._table.patience(self._how.timeout)
-        slots, missed = self._take(timeout, me)
+        slots, missed = self._table.acquire_all(self._names, self._how, me, timeout)
         if missed is not None:
             raise self._table.timeout_error(missed, timeout or 0, me)
         return tuple(slots)
@@ -210,7 +207,7 @@ class LockGroup:
     async def __aenter__(self) -> tuple[Slot, ...]:
         me = running_task(repr(self))
         timeout = self._table.patience(self._how.timeout)
-        slots, missed = await self._take_async(timeout, me)
+        slots, missed = await self._table.acquire_all_async(self._names, self._how, me, timeout)
         if missed is not None:
             raise self._table.timeout_error(missed, timeout or 0, me)
         return tuple(slots)
@@ -219,10 +216,3 @@ class LockGroup:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.__exit__(kind, error, trace)
-
-    def _take(self, timeout: Optional[float], me: Owner) -> tuple[Sequence[Slot], Optional[str]]:
-        return self._table.acquire_all(self._names, timeout, me, lend=self._how.lend, tokens=self._how.tokens)
-
-    async def _take_async(self, timeout: Optional[float], me: Owner) -> tuple[Sequence[Slot], Optional[str]]:
-        how = self._how
-        return await self._table.acquire_all_async(self._names, timeout, me, lend=how.lend, tokens=how.tokens)

@@ -39,6 +39,7 @@ from visitors import Visitor, closed_loop, drop, in_thread, inside, line, nothin
 import agentdiff
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, NotHeldError, Slot
 from agentdiff._owner import ThreadOwner, current_owner
+from agentdiff._places import Door, How
 from agentdiff._table import LockTable
 from agentdiff.limits import Limit, retry_after
 from agentdiff.locks import Lock
@@ -2311,14 +2312,18 @@ class Interruption:
         self.behind: Any = None
 
     def enter(self, me: Any) -> Optional[Slot]:
-        return Context().run(self.table.acquire, "a", None, me, None, True, 1)
+        return Context().run(lambda: self.table.acquire(self.claim(me), me, None))
+
+    def claim(self, me: Any) -> Slot:
+        return self.table.claim(Door(self.table, "a", How(tokens=1)), me)
 
     def turn(self) -> None:
         """The stranger behind comes, and then the time for both."""
         if self.behind is None:
             bell = SimpleNamespace(ring=lambda: True, loop=None)
-            self.behind = self.table._ask("a", self.others[1], None, bell, None, 1)
-            Context().run(self.table._decide, self.behind, True)
+            other = self.others[1]
+            self.behind = Context().run(lambda: self.table._ask(self.claim(other), other, None, bell))
+            Context().run(self.table._decide, self.behind)
             assert self.slot is not None
             self.table.free(self.slot, self.others[0])
             self.clock.now += 60
@@ -2697,7 +2702,8 @@ def test_L13_a_place_that_was_taken_before_a_fork_and_is_entered_after_it_counts
     """The child of a fork amid a loop that goes on there: what was on its way was the parent's."""
     table = LockTable(FakeClock())
     table.limit("a", Limit(concurrency=1, requests=2, tokens=10))
-    slot = Context().run(table.acquire, "a", None, current_owner(), None, True, 5, False)
+    me = current_owner()
+    slot = Context().run(lambda: table.acquire(table.claim(Door(table, "a", How(tokens=5)), me), me, None, False))
     assert slot is not None
     table.forget(forked=True)
     table.all_taken([slot])

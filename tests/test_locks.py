@@ -17,7 +17,8 @@ from support import PACKAGE, eventually, join_all, start_all
 from visitors import Visitor, closed_loop, drop, in_thread, inside, line, nothing_left, queued, until
 
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, Lock, LockGroup, NotHeldError, Slot
-from agentdiff._owner import ThreadOwner, current_owner
+from agentdiff._owner import Owner, ThreadOwner, current_owner
+from agentdiff._places import Door
 from agentdiff._table import LockTable
 from agentdiff._waitqueue import WaitQueue
 from agentdiff.testing import FakeClock
@@ -866,7 +867,12 @@ def wait_interrupted_at(call: int) -> tuple[bool, list[str]]:
             return bool(lock.acquire())
 
     table = LockTable(HandingOver())
-    taken = Context().run(table.acquire, "a", None, strangers[0])
+    door = Door(table, "a")
+
+    def acquire(me: Owner) -> Optional[Slot]:
+        return table.acquire(table.claim(door, me), me, None)
+
+    taken = Context().run(acquire, strangers[0])
     assert taken is not None
     slot: Slot = taken
     seen = [0]
@@ -888,7 +894,7 @@ def wait_interrupted_at(call: int) -> tuple[bool, list[str]]:
     got = None
     sys.settrace(trace)
     try:
-        got = Context().run(table.acquire, "a", None, me)
+        got = Context().run(acquire, me)
     except KeyboardInterrupt:
         pass
     finally:

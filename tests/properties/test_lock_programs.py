@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from agentdiff import DeadlockError, NotHeldError, Slot
 from agentdiff._owner import HOLDS, ThreadOwner
-from agentdiff._places import How
+from agentdiff._places import Door
 from agentdiff._table import LockTable
 from agentdiff.testing import FakeClock
 
@@ -136,7 +136,7 @@ class LockPrograms(RuleBasedStateMachine):
         super().__init__()
         self.clock = FakeClock()
         self.table = LockTable(self.clock)
-        self.enter = {name: self.table.ways(name, How())[0] for name in NAMES}
+        self.enter = {name: self.table.ways(Door(self.table, name))[0] for name in NAMES}
         self.model = Model()
         self.parties: list[Party] = []
         for _ in range(2):
@@ -180,10 +180,10 @@ class LockPrograms(RuleBasedStateMachine):
                 expected = "refused"
         waiter: Any = None
 
-        def slowly(name: str, me: Any, how: Any) -> Any:
+        def slowly(claim: Slot, me: Any) -> Any:
             nonlocal waiter
-            waiter = self.table._ask(name, me, None, bell if patient else None, None, 0)
-            return self.table._decide(waiter, True)
+            waiter = self.table._ask(claim, me, None, bell if patient else None)
+            return self.table._decide(waiter)
 
         try:
             got = party.context.run(self.enter[name], party.me, slowly)
@@ -221,7 +221,7 @@ class LockPrograms(RuleBasedStateMachine):
             assert party.waiter is not None
             assert party.waiter.served
             assert party.bell.rung
-            assert party.context.run(self.table._wake_up, party.waiter, True) is party.waiter.claim
+            assert party.context.run(self.table._wake_up, party.waiter) is party.waiter.claim
             party.known.append(hold.number)
             party.waiter = None
         assert not any(p.waiter is not None and p.waiter.served for p in self.parties)
@@ -234,7 +234,7 @@ class LockPrograms(RuleBasedStateMachine):
         if by_cancel:
             self.table._give_up(party.waiter)
         else:
-            assert party.context.run(self.table._wake_up, party.waiter, True) is None
+            assert party.context.run(self.table._wake_up, party.waiter) is None
         party.waiter = None
         for line in self.model.line.values():
             line[:] = [wait for wait in line if wait.owner != party.number]
