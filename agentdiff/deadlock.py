@@ -90,7 +90,8 @@ class LimitInfo:
         places_taken: how many are inside, those on loan not counted.
         requests_used: how many entries the present window holds.
         tokens_used: how many tokens it holds, reservations included.
-        next_free: in how many seconds somebody new could enter; None: as soon as somebody leaves.
+        next_free: in how many seconds the next in line can enter, or, if nobody waits, a call that reserves no
+            tokens; None: as soon as somebody leaves.
         held_back_for: for how many more seconds the API wants no calls (R4).
         waiting: how many wait.
     """

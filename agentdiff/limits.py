@@ -545,14 +545,16 @@ class LimitEntry:
         self.serve()
         now = self.book.now()
         account = self.account
-        due = account.due(now, 0)
+        due = self._due
+        if not self.line and self._has_room():
+            due = account.due(now, 0)
         return LimitInfo(
             name=self.name,
             **attrs.asdict(self.limit),
             places_taken=self._places,
             requests_used=account.used,
             tokens_used=account.tokens,
-            next_free=due - now if due is not None and self._has_room() else None,
+            next_free=due - now if due is not None else None,
             held_back_for=max(account.resume_at - now, 0.0),
             waiting=len(self.line),
         )

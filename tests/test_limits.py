@@ -2593,6 +2593,30 @@ def test_L10_locked_says_whether_nobody_new_would_get_in(
     assert not lock.locked()
 
 
+def test_L11_next_free_is_when_the_head_of_the_line_can_enter(coord: Coordinator, clock: CountingClock) -> None:
+    """With the tokens that it asks for, or None while it waits for a place; without a line, a call without tokens."""
+    coord.limit("api", concurrency=2, tokens=100, per=PER, margin=0)
+    assert enters(coord.lock("api", tokens=60))
+    clock.advance(16)
+    assert info(coord).next_free == 0
+    with Visitor(coord.lock("api", tokens=40)) as first:
+        assert info(coord).next_free == 0
+        waiter = queued(coord, coord.lock("api", tokens=80))
+        assert info(coord).next_free == PER  # both must be over
+        first.slot.commit(tokens=10)
+        assert info(coord).next_free == PER - 16
+        assert "the next may enter in 48 s" in coord.explain()
+        coord.limit("api", concurrency=1, tokens=100, per=PER, margin=0)
+        assert info(coord).next_free is None
+        first.slot.throttled(retry_after=128)
+        assert info(coord).next_free is None
+    clock.advance(16)
+    assert info(coord).next_free == 112
+    clock.advance(112)
+    waiter.entered().go()
+    assert info(coord).next_free == 0
+
+
 # -- coord.slot, the facade, fork ---------------------------------------------------------------------------
 
 
