@@ -398,9 +398,9 @@ class Delivery:
     outer: Optional[Cause]
     lane: Optional[Lane]
     route: tuple[Subscription, ...]
+    serial: Optional[int]  # None: nobody hears it, and nobody has asked
     time: float
     outcomes: Optional[Sequence[Outcome]]  # None: it has begun
-    serial: int
     _inner: Cause
     _beside: int
     _event: Event
@@ -420,11 +420,7 @@ class Delivery:
     @property
     def number(self) -> int:
         """What its event's id is made of; given when somebody asks."""
-        try:
-            return self.serial
-        except AttributeError:
-            self.serial = self.bus.number_of(self)
-            return self.serial
+        return self.bus.number_of(self) if self.serial is None else self.serial
 
     @property
     def done(self) -> bool:

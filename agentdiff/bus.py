@@ -403,10 +403,9 @@ class Bus:
     def number_of(self, delivery: Delivery) -> int:
         """A number for an event that has none yet; those that nobody heard count downwards."""
         with self.mutex:  # several may ask at once: the one who looks, and the writer of a store
-            found: Optional[int] = getattr(delivery, "serial", None)
-            if found is None:
-                found = delivery.serial = next(self._unheard)
-            return found
+            if delivery.serial is None:
+                delivery.serial = next(self._unheard)
+            return delivery.serial
 
     def event_of(self, delivery: Delivery) -> Event:
         """The event as others see it, made when somebody looks."""
@@ -423,20 +422,14 @@ class Bus:
 
     def ids_of(self, delivery: Delivery) -> tuple[str, Optional[str], Optional[str]]:
         """The id of an event, of its run, and of its parent."""
-        cause = delivery.outer
-        parent = None
-        run_id = None
-        if delivery.lane is not None:
-            run_id = delivery.lane.run_id
-        elif cause is not None:
-            run_id = self.lane_of(cause).run_id
-        while cause is not None and parent is None:
-            parent = cause.number
+        event_id = self._id_of(self.number_of(delivery) if delivery.serial is None else delivery.serial)
+        lane, cause = delivery.lane, delivery.outer
+        if cause is None:
+            return event_id, None if lane is None else lane.run_id, None
+        run_id = (lane or self.lane_of(cause)).run_id
+        while cause is not None and cause.number is None:
             cause = cause.outer
-        number = getattr(delivery, "serial", None)
-        if number is None:
-            number = self.number_of(delivery)
-        return self._id_of(number), run_id, None if parent is None else self._id_of(parent)
+        return event_id, run_id, None if cause is None else self._id_of(cause.number)
 
     # -- runs and agents' calls: causes that users open ---------------------------------------------------
 
@@ -853,7 +846,10 @@ def _make_emit(  # noqa: PLR0915  (flat on purpose)
         delivery.outer = cause
         delivery.lane = None
         delivery.route = route
-        return send(delivery, cause, None, True) if route else delivery
+        if route:
+            return send(delivery, cause, None, True)
+        delivery.serial = None
+        return delivery
 
     def emit_in(name: str, data: Any, sender: Optional[str], cause: Optional[Cause], lane: Optional[Lane]) -> Delivery:
         """The same, where it is known what causes the event, and into which lane it belongs."""
@@ -869,6 +865,7 @@ def _make_emit(  # noqa: PLR0915  (flat on purpose)
         delivery.time = now()
         if delivery.route:
             return send(delivery, cause, lane, route is not None)
+        delivery.serial = None
         if route is None:
             bus.tell_expecting(delivery)
         return delivery

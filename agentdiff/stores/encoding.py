@@ -1,7 +1,8 @@
 """Any Python object as JSON text of bounded length, in bounded time, without its secrets (S4).
 
-The object is first made plain, piece by piece, until the budget of `max_payload` is used up; only then JSON is made.
-So neither a long string nor a huge list keeps the interpreter busy, and nothing of either is copied but what is kept.
+What is small, as most events are, is written as it is met. The rest is first made plain, piece by piece, until the
+budget of `max_payload` is used up; only then JSON is made. So neither a long string nor a huge list keeps the
+interpreter busy, and nothing of either is copied but what is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _FEWEST = 16
 _FEW = 32
 _SHORT = 4096
 _SMALL = 1 << 63
+_LEVELS = 4
+_HEADS = 1000
 _PLAIN = frozenset({type(None), bool})
 
 
@@ -54,6 +57,7 @@ class Encoder:
     def __init__(self, redact: Iterable[str] = (), max_payload: int = MAX_PAYLOAD) -> None:
         self.redact: frozenset[str] = check_redact(redact)
         self.max_payload: int = check_max_payload(max_payload)
+        self._writers = _make_writers(self.redact, self.max_payload)
 
     def __call__(self, data: Any, parameters: Iterable[tuple[str, ...]] = ()) -> str:
         """The text. Never raises.
@@ -63,44 +67,32 @@ class Encoder:
             parameters: where `data` are an agent's arguments: the names of its parameters, by position; the last one
                 stands for all further ones.
         """
-        if type(data) is dict and len(data) <= _FEW:
-            text = self._quickly(data)
-            if text is not None:
-                return text
         try:
-            if self.redact and parameters:
+            if parameters and self.redact:
                 data = self._mask_arguments(data, parameters)
-            budget = self.max_payload
-            for _ in range(4):
-                text = _as_json(_Plain(self.redact, budget).of(data, 0))
-                size = len(text) if text.isascii() else len(text.encode())
-                if size <= self.max_payload:
-                    return text
-                budget = max(_FEWEST, int(budget * self.max_payload / size * 0.9))
-            return _as_json(f"<{_type_name(data)}, too long to be stored>")
+            return self._quickly(data) or self._carefully(data)
         except BaseException as error:  # users' code may raise anything; this is not its thread
             return _as_json(f"<{_type_name(data)} could not be stored: {_type_name(error)}>")
 
-    def _quickly(self, data: dict[Any, Any]) -> Optional[str]:
-        """The text of a small flat dict, as most events have; None: it isn't one."""
-        redact = self.redact
-        for key, value in list(data.items()):
-            if type(key) is not str or len(key) > _LONGEST_KEY or (redact and key.lower() in redact):
-                return None
-            kind = type(value)
-            if kind is str:
-                if len(value) > _SHORT:
-                    return None
-            elif kind is int:
-                if not -_SMALL < value < _SMALL:
-                    return None
-            elif kind is not float and kind not in _PLAIN:
-                return None
+    def _quickly(self, data: Any) -> Optional[str]:
+        """The text of what is small and of JSON's own kinds, or None."""
         try:
-            text = _to_strict_json(data)
-        except (ValueError, TypeError):  # nan; or it has been changed meanwhile
+            text = self._writers[type(data)](data)
+            size = len(text) if text.isascii() else len(text.encode())
+        except Exception:
             return None
-        return text if len(text) <= self.max_payload and text.isascii() else None
+        return text if size <= self.max_payload else None
+
+    def _carefully(self, data: Any) -> str:
+        """The text of anything, with as much of it as there is room for."""
+        budget = self.max_payload
+        for _ in range(4):
+            text = _as_json(_Plain(self.redact, budget).of(data, 0))
+            size = len(text) if text.isascii() else len(text.encode())
+            if size <= self.max_payload:
+                return text
+            budget = max(_FEWEST, int(budget * self.max_payload / size * 0.9))
+        return _as_json(f"<{_type_name(data)}, too long to be stored>")
 
     def _mask_arguments(self, data: Any, parameters: Iterable[tuple[str, ...]]) -> Any:
         if type(data) is not dict or type(data.get("args")) is not tuple:
@@ -132,6 +124,97 @@ def check_max_payload(size: Any) -> int:
     return size
 
 
+# -- small objects ----------------------------------------------------------------------------------------------
+
+_Writers = dict[type, Callable[[Any], str]]
+
+
+class _UnusualError(Exception):
+    """The whole has to be made plain, since it is too long, or a key is unusual or secret."""
+
+
+class _Heads(dict[str, str]):
+    """Keys as they stand in JSON, with a colon."""
+
+    def __init__(self, redact: frozenset[str]) -> None:
+        self._redact = redact
+
+    def __missing__(self, key: Any) -> str:
+        if type(key) is not str or len(key) > _LONGEST_KEY or key.lower() in self._redact:
+            raise _UnusualError
+        head = f"{_quoted(key)}:"
+        if len(self) < _HEADS:
+            self[key] = head
+        return head
+
+
+def _of_text(text: str) -> str:
+    if len(text) > _SHORT:
+        raise _UnusualError
+    return _quoted(text)
+
+
+def _of_number(number: float) -> str:
+    if not -_SMALL < number < _SMALL:  # nan neither
+        raise _UnusualError
+    return repr(number)
+
+
+def _of_container(items: Any) -> str:
+    raise _UnusualError  # it is too deep
+
+
+_quoted = json.encoder.encode_basestring
+_of_word = {None: "null", True: "true", False: "false"}.__getitem__
+
+
+def _make_writers(redact: frozenset[str], longest: int) -> _Writers:
+    """Functions that write an object of a type as JSON, as it is when it is met: others may change it meanwhile."""
+    heads = _Heads(redact)
+
+    def of_other(value: Any) -> str:
+        return _as_json(_Plain(redact, longest).of(value, 0))
+
+    def with_containers(writers: _Writers) -> _Writers:
+        write = writers.get
+
+        def of_dict(items: dict[Any, Any]) -> str:
+            if len(items) > _FEW:
+                raise _UnusualError
+            pieces = []
+            for key, value in items.copy().items():
+                kind = type(value)
+                if kind is str and len(value) <= _SHORT:  # these two are frequent, and a call takes its time
+                    pieces.append(heads[key] + _quoted(value))
+                elif kind is float and -_SMALL < value < _SMALL:
+                    pieces.append(f"{heads[key]}{value!r}")
+                else:
+                    pieces.append(heads[key] + write(kind, of_other)(value))
+            text = ",".join(pieces)
+            if len(text) > longest:
+                raise _UnusualError
+            return f"{{{text}}}"
+
+        def of_list(items: Any) -> str:
+            if len(items) > _FEW:
+                raise _UnusualError
+            text = ",".join([write(type(value), of_other)(value) for value in items[:_FEW]])
+            if len(text) > longest:
+                raise _UnusualError
+            return f"[{text}]"
+
+        return {**writers, dict: of_dict, list: of_list, tuple: of_list}
+
+    writers: _Writers = {str: _of_text, int: _of_number, float: _of_number, bool: _of_word, type(None): _of_word}
+    writers.update(dict.fromkeys((dict, list, tuple), _of_container))
+    for _ in range(_LEVELS):
+        writers = with_containers(writers)
+    return writers
+
+
+# -- all others ----------------------------------------------------------------------------------------------
+
+
 def _as_json(plain: Any) -> str:
     text = _to_json(plain)
     if not text.isascii():
@@ -142,25 +225,8 @@ def _as_json(plain: Any) -> str:
     return text
 
 
+_to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 _to_ascii_json = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
-
-
-def _make_to_json(nan: bool) -> Callable[[Any], str]:
-    """`encode` of the standard library makes its C part anew for each call, which takes half of its time."""
-    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=nan, separators=(",", ":"))
-    make: Any = getattr(json.encoder, "c_make_encoder", None)
-    quote = json.encoder.encode_basestring
-    try:
-        quickly = make(None, encoder.default, quote, None, ":", ",", False, False, nan)
-        if "".join(quickly({"a": [None, 1, 0.5, "b"]}, 0)) == '{"a":[null,1,0.5,"b"]}':
-            return lambda plain: "".join(quickly(plain, 0)) if type(plain) is dict else encoder.encode(plain)
-    except TypeError:
-        pass
-    return encoder.encode
-
-
-_to_json = _make_to_json(nan=True)
-_to_strict_json = _make_to_json(nan=False)
 
 
 class _Plain:

@@ -23,6 +23,7 @@ BUSY = 5.0
 _APPLICATION = 0x61676466  # what kind of file it is, for those who look at its header
 _ROWS = 128  # in one statement: Python lets other threads run at each, and gets its turn back only after them
 _PAGE = 500  # read in one transaction: a long one would keep the log from being emptied
+_LOG_PAGES = 4000  # SQLite would copy the log into the file four times as often, the same pages again and again
 _LOG_LIMIT = 16 * 1024 * 1024
 _TABLES = """
 BEGIN IMMEDIATE;
@@ -138,6 +139,7 @@ class SQLiteStore(Store):
             )
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         if application != _APPLICATION:
             connection.executescript(_TABLES.format(application=_APPLICATION, schema=SCHEMA))
 

@@ -7,11 +7,14 @@ import collections
 import dataclasses
 import enum
 import json
+import tracemalloc
 import types
-from typing import Any, ClassVar
+from typing import Any, Callable, ClassVar
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentdiff import Coordinator
 from agentdiff.stores.encoding import Encoder, clean
@@ -135,6 +138,70 @@ def test_S4_any_object_is_stored_as_the_docs_say(data: Any, expected: Any) -> No
     assert stored(data) == expected
 
 
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=40,
+)
+
+
+@given(json_like)
+def test_S4_what_json_can_say_is_stored_as_it_is(data: Any) -> None:
+    """Every character, number and nesting; alone, and beside an object of another kind."""
+    assert stored(data) == data
+    assert stored([data, b"x"]) == [data, "b'x'"]
+
+
+def test_S4_an_odd_object_is_stored_beside_ordinary_ones() -> None:
+    """Wherever it lies; a method's `self` is the most common one."""
+    found = stored({"args": (Raises(), "bees", [b"x"]), "kwargs": {}, "a": {1: float("inf")}, "b": {"c": Text("sub")}})
+    assert found == {
+        "args": ["<Raises whose repr raises SystemExit>", "bees", ["b'x'"]],
+        "kwargs": {},
+        "a": {"1": "inf"},
+        "b": {"c": "sub"},
+    }
+
+
+def three_times(wrap: Callable[[Any], Any]) -> Any:
+    return wrap(wrap(wrap("x" * 4000)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "x" * 10_000_000,
+        {"a": "x" * 10_000_000},
+        list(range(1_000_000)),
+        {str(number): number for number in range(1_000_000)},
+        three_times(lambda inner: [inner] * 32),
+        three_times(lambda inner: {str(number): inner for number in range(32)}),
+    ],
+    ids=["text", "text in a dict", "list", "dict", "lists of lists", "dicts of dicts"],
+)
+def test_S4_little_is_made_of_what_is_too_long(data: Any) -> None:
+    """It is cut before its text is made: with all of it, that of lists of lists would have 130 MB."""
+    encode = Encoder()
+    tracemalloc.start()
+    try:
+        assert "cut: " in encode(data)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_S4_keys_leave_nothing_behind_however_many_there_are() -> None:
+    """Only of some of them it is remembered how they are written."""
+    encode = Encoder()
+    tracemalloc.start()
+    try:
+        for number in range(10_000):
+            encode({f"{number:0200}": number})
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_S4_what_contains_itself_ends_there() -> None:
     """A ring is no reason to go round."""
     ring: list[Any] = [1]
@@ -142,10 +209,11 @@ def test_S4_what_contains_itself_ends_there() -> None:
     assert stored(ring) == [1, {"again": "<list that contains itself>"}]
 
 
-def test_S4_five_thousand_levels_are_stored_down_to_the_hundredth() -> None:
+@pytest.mark.parametrize("levels", [101, 5000])
+def test_S4_levels_are_stored_down_to_the_hundredth(levels: int) -> None:
     """Deeper ones are told of."""
     deep: Any = "bottom"
-    for _ in range(5000):
+    for _ in range(levels):
         deep = {"in": deep}
     found = stored(deep)
     for _ in range(100):
@@ -188,6 +256,7 @@ def test_S4_what_is_too_long_is_cut_and_marked(data: Any) -> None:
 def test_S4_a_cut_says_how_much_is_missing() -> None:
     """The beginning is there, and the number of what isn't."""
     assert stored("x" * 1000, size=256).startswith("xxx")
+    assert stored({"x" * 300: 1}) == {"x" * 256 + "... cut: 44 more": 1}
     assert stored({"a": "x" * 1000, "b": 1}, size=256)["..."] == "... cut: 1 more"
     found = stored(list(range(1000)), size=256)
     assert found[:3] == [0, 1, 2]
