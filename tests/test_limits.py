@@ -1431,17 +1431,18 @@ def test_L9_ten_thousand_locks_held_back_one_after_another_leave_no_table(
 
 def test_L9_a_lock_becomes_one_again_only_when_whoever_took_it_meanwhile_has_seen_that_it_was_none() -> None:
     """It is taken the quick way in the very moment in which it is held back, between its holder's leaving and that."""
-    closing, taken, held_back, leave = (threading.Event() for _ in range(4))
+    closing, gone, taken, held_back, leave = (threading.Event() for _ in range(5))
 
     def who() -> str:
         return threading.current_thread().name
 
     class Slots(dict):  # type: ignore[type-arg]
         def __delitem__(self, key: Any) -> None:
-            if who() == "Former":  # it has seen nobody
+            if who() == "Former" and not closing.is_set():  # it has seen nobody
                 others["Pause"].start()
                 assert closing.wait(10)
             super().__delitem__(key)
+            gone.set()
 
         def setdefault(self, key: Any, default: Any = None) -> Any:
             if who() == "Pause" and not closing.is_set():
@@ -1458,7 +1459,7 @@ def test_L9_a_lock_becomes_one_again_only_when_whoever_took_it_meanwhile_has_see
         held_back.set()
 
     def visit() -> None:
-        assert closing.wait(10)
+        assert gone.wait(10)
         with lock:
             entered.set()
             assert leave.wait(10)
