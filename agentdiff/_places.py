@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Callable, Optional, Protocol, Union
 
 import attrs
@@ -39,6 +40,7 @@ class How:
     agent: Optional[str] = None
     lend: bool = True
     tokens: float = 0
+    counted: Mapping[str, Any] = MappingProxyType({})  # by name: its charge, where it has been let in once
 
 
 PLAIN = How()

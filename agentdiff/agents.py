@@ -12,7 +12,7 @@ import inspect
 import string
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, Callable, Optional, TypeVar, Union, cast
@@ -98,12 +98,12 @@ class Agent:
         """How long it waits for its locks: what `@coordinate` said, else what the coordinator says."""
         return self.table.patience(self.timeout_given)
 
-    def how(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> How:
-        """How a call with these arguments takes its locks: with so many tokens (R3)."""
-        tokens = self.tokens_of
+    def how(self, args: tuple[Any, ...], kwargs: dict[str, Any], counted: Mapping[str, Any]) -> How:
+        """How a call with these arguments takes its locks: with so many tokens, if it hasn't been counted (R3)."""
+        tokens = 0 if counted else self.tokens_of
         if callable(tokens):
             tokens = check_amount(f"what tokens= of agent {self.name!r} gives", tokens(*args, **kwargs))
-        return How(self.timeout_given, self.name, tokens=tokens)
+        return How(self.timeout_given, self.name, tokens=tokens, counted=counted)
 
     def is_heard(self) -> bool:
         """Whether anybody listens to this agent, or waits for its end; asked again only when subscriptions change."""
@@ -125,8 +125,8 @@ class _Call:
     """
 
     __slots__ = (
-        "agent", "args", "asked", "before", "begun", "cause", "heard", "inner", "kwargs", "lane", "names", "over",
-        "owner", "ready", "running", "slots", "waited",
+        "agent", "args", "asked", "before", "begun", "cause", "counted", "heard", "inner", "kwargs", "lane", "names",
+        "over", "owner", "ready", "running", "slots", "waited",
     )  # fmt: skip
 
     def __init__(self, agent: Agent, args: tuple[Any, ...], kwargs: dict[str, Any], tell: bool = True) -> None:
@@ -136,6 +136,7 @@ class _Call:
         self.slots: Sequence[Slot] = ()
         self.owner: Optional[Owner] = None
         self.names: Optional[Sequence[str]] = None  # of its locks, once known
+        self.counted: dict[str, Any] = {}  # what it has cost under their limits, if it takes them again
         self.ready: Optional[float] = None  # when those that it comes after had completed
         self.asked: Optional[float] = None  # when it got in line
         self.waited: Optional[float] = None
@@ -195,7 +196,7 @@ class _Call:
         if names:
             self.owner = owner or current_owner()
             asked = self.asked = agent.clock.monotonic()
-            how = agent.how(self.args, self.kwargs)
+            how = agent.how(self.args, self.kwargs, self.counted)
             self._entered(*agent.table.acquire_all(names, how, self.owner, agent.timeout), asked)
 
     async def enter_async(self, owner: Optional[Owner] = None) -> None:
@@ -209,7 +210,7 @@ class _Call:
         if names:
             self.owner = owner or current_owner()
             asked = self.asked = agent.clock.monotonic()
-            how = agent.how(self.args, self.kwargs)
+            how = agent.how(self.args, self.kwargs, self.counted)
             self._entered(*await agent.table.acquire_all_async(names, how, self.owner, agent.timeout), asked)
 
     def _entered(self, slots: Sequence[Slot], missed: Optional[str], asked: float) -> None:
@@ -217,6 +218,11 @@ class _Call:
         if missed is not None:
             raise self.agent.table.timeout_error(missed, self.agent.timeout or 0, current_owner())
         self.slots = slots
+
+    def pause(self) -> None:
+        """Release what it holds until what the function has returned begins to run; it has been counted (R1)."""
+        self.counted = {slot.name: slot.charges[-1] for slot in self.slots if hasattr(slot, "charges")}
+        self.leave()
 
     def leave(self, collected: bool = False) -> None:
         """Release what it holds. Not twice; and in a garbage collection without waiting for anybody."""
@@ -463,8 +469,12 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
             if bus.version != version:
                 _Call(agent, args, kwargs, tell=False).end(error=error)
             raise
+        if type(result) in _LIVE:
+            call = _Call(agent, args, kwargs, tell=False)
+            call.slots, call.owner = (slot,), me
+            return _ended(call, result)
         release(slot, me)
-        if bus.version != version or type(result) in _LIVE:
+        if bus.version != version:
             return _ended(_Call(agent, args, kwargs, tell=False), result)
         return result
 
@@ -494,7 +504,7 @@ def _ended(call: _Call, result: Any, guard: Optional[_Abandoned] = None) -> Any:
     if type(result) not in _LIVE:
         call.end(result)
         return result
-    call.leave()
+    call.pause()
     guard = guard or _Abandoned(call, result)
     if isinstance(result, CoroutineType):
         prolonged: Any = _run_on(call, result, guard)

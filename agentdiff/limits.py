@@ -169,11 +169,15 @@ class Account:
 
 
 class Request:
-    """What a waiter asks of a limit, and what has become of it."""
+    """What a waiter asks of a limit, and what has become of it.
 
-    __slots__ = ("charge", "due", "error", "slot")
+    `counted` is the charge of one that has been let in before, and asks for a place only.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("charge", "counted", "due", "error", "slot")
+
+    def __init__(self, counted: Optional[Charge] = None) -> None:
+        self.counted: Optional[Charge] = counted
         self.due: Optional[float] = None  # when to look again, for the one whose turn is next
         self.slot: Optional[Slot] = None  # by which it is inside: its claim, or a slot that it has entered again
         self.charge: Optional[Charge] = None
@@ -190,7 +194,7 @@ class LimitEntry:
 
     First come, first served (L3), and whoever is first waits until all that it asks for is there, so that a big
     request doesn't starve behind small ones. Before them come those who need no place: a holder that enters again
-    and a borrower, since nobody can leave who is kept from going on inside.
+    and a borrower, since nobody can leave who is kept from going on inside. And those who need nothing but a place.
 
     A name that is limited never goes the quick way: a slot of ours lies in the table's dict, which nobody owns.
     """
@@ -205,7 +209,7 @@ class LimitEntry:
         self.declared = False  # as long as it isn't, it is a lock that the API holds back
         self.account: Account = Account(limit)
         self.line: WaitQueue[Slot] = before.line
-        self.hopeful: dict[Place, None] = before.hopeful  # those in line who may come in without a place of their own
+        self.hopeful: dict[Place, None] = before.hopeful  # those in line who may pass the others
         self._sides: dict[Optional[AbstractEventLoop], WaitQueue[Slot]] = {}  # the line by loop; None: of the threads
         self._due: Optional[float] = None  # when the next one's time comes, if time is what it waits for
         self._chains: dict[Slot, list[Slot]] = {}  # the place of each slot inside: who has it, and who borrows it
@@ -312,7 +316,8 @@ class LimitEntry:
         granted = [other for other in self.account.open.values() if other.owner not in free]
         lenders, lent = self._lenders_place(waiter)
         passes = bool(self._opening(waiter)) or bool(lenders and not set(lent) & set(staying))
-        for other in self.line if not passes and (granted or self.book.blocked) else (waiter,):
+        asking = self.line if not passes and (granted or self.book.blocked) else (waiter,)
+        for other in asking if waiter.request.counted is None else ():
             if limit.requests is not None and len(granted) >= limit.requests:
                 return False
             if limit.tokens is not None and sum(one.tokens for one in (*granted, other)) > limit.tokens:
@@ -320,7 +325,7 @@ class LimitEntry:
             if other is waiter:
                 break
             if other.owner not in free and self._is_blocked(other):  # its turn comes, and it can't take it
-                granted.append(other)
+                granted += [other] if other.request.counted is None else []
                 places += other not in self.hopeful
         return passes or limit.concurrency is None or places < limit.concurrency
 
@@ -344,24 +349,35 @@ class LimitEntry:
         refusal = self.limit.refusal(self.name, waiter.tokens)
         if refusal is not None:
             raise refusal
-        waiter.request = Request()
+        counted = waiter.claim.door.how.counted.get(self.name)
+        waiter.request = Request(counted)
         opening = self._opening(waiter)
         now = self.book.now()
-        due = self.account.due(now, waiter.tokens)
-        first = opening is not None and self._next_inside() is None and (bool(opening) or not self.line)
+        due = self._due_of(waiter, now)
+        first = self._passes(waiter) or (opening is not None and not self.line)
+        first = first and self._next_to_pass() is None
         if first and due is not None and due <= now:
             return self._let_in(waiter)
         if waiter.bell is not None:
             self.line[waiter] = self._side(waiter)[waiter] = None
-            if opening or (self._may_borrow(waiter) and lender(self._chains, waiter.claim)):
+            if opening or counted or (self._may_borrow(waiter) and lender(self._chains, waiter.claim)):
                 self.hopeful[waiter] = None
             self.book.list(waiter)
             self._watch(due if first else self._due, waiter)
         return None
 
-    def _next_inside(self) -> Optional[Place]:
-        """The first who needs no place of its own now."""
-        return next((waiter for waiter in self.hopeful if self._opening(waiter)), None)
+    def _passes(self, waiter: Place) -> bool:
+        """Whether it need not stand in line now: it has a place already, or needs nothing else."""
+        opening = self._opening(waiter)
+        return bool(opening) or (opening is not None and waiter.request.counted is not None)
+
+    def _next_to_pass(self) -> Optional[Place]:
+        return next((waiter for waiter in self.hopeful if self._passes(waiter)), None)
+
+    def _due_of(self, waiter: Place, now: float) -> Optional[float]:
+        if waiter.request.counted is not None:
+            return max(now, self.account.resume_at)
+        return self.account.due(now, waiter.tokens)
 
     def _let_in(self, waiter: Place) -> Slot:
         opening = self._opening(waiter)
@@ -376,7 +392,7 @@ class LimitEntry:
             self._chains[claim] = chain
             self._owners[waiter.owner] = claim
             claim.since = self.book.now()
-        charge = self.account.charge(self, waiter)
+        charge = waiter.request.counted or self.account.charge(self, waiter)
         if hasattr(slot, "charges"):
             slot.charges.append(charge)
         else:
@@ -394,7 +410,7 @@ class LimitEntry:
         self.account.expire(now)
         while True:
             waiter = self._next()
-            due = self.account.due(now, waiter.tokens) if waiter is not None else None
+            due = self._due_of(waiter, now) if waiter is not None else None
             if waiter is None or due is None or due > now:
                 break
             self._unlist(waiter)
@@ -405,9 +421,9 @@ class LimitEntry:
 
     def _next(self) -> Optional[Place]:
         """Whose turn it is, once the account allows it; None if nobody could come in even then."""
-        inner = self._next_inside() if self.hopeful else None
-        if inner is not None:
-            return inner
+        passing = self._next_to_pass() if self.hopeful else None
+        if passing is not None:
+            return passing
         first = next(iter(self.line), None)
         return first if first is not None and self._opening(first) is not None else None
 

@@ -2411,6 +2411,154 @@ def test_L7_a_waiter_on_a_closed_loop_is_passed_over(coord: Coordinator) -> None
     drop(tasks)
 
 
+# -- A1: functions that return a coroutine or a generator ---------------------------------------------------
+
+
+Kind = Callable[[Body], Any]
+
+
+def a_coroutine(body: Body) -> Any:
+    async def run() -> Any:
+        return body()
+
+    return run()
+
+
+def a_generator(body: Body) -> Any:
+    return (body() for _ in range(1))
+
+
+def an_async_generator(body: Body) -> Any:
+    async def run() -> AsyncIterator[Any]:
+        yield body()
+
+    return run()
+
+
+def run_it(live: Any) -> None:
+    """Await it, or iterate over it."""
+
+    async def to_the_end() -> None:
+        if hasattr(live, "__aiter__"):
+            async for _ in live:
+                pass
+        else:
+            await live
+
+    if hasattr(live, "__next__"):
+        list(live)
+    else:
+        asyncio.run(to_the_end())
+
+
+def returning(coord: Coordinator, kind: Kind, way: str, body: Body = int) -> Callable[[], Any]:
+    """An agent that is a plain function and returns such a thing: unheard, heard, or with tokens that it reckons."""
+    if way == "heard":
+        coord.on("agent_complete")(lambda data: None)
+    tokens: dict[str, Any] = {"tokens": lambda: 10} if way == "tokens" else {}
+    agent: Callable[[], Any] = coord.coordinate("agent", lock_name="api", **tokens)(lambda: kind(body))
+    return agent
+
+
+KINDS = [a_coroutine, a_generator, an_async_generator]
+
+
+@pytest.mark.parametrize("way", ["quick", "heard", "tokens"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_A1_a_function_that_returns_a_coroutine_or_a_generator_counts_once(
+    coord: Coordinator, clock: CountingClock, kind: Kind, way: str
+) -> None:
+    """Where it is called; what it returns takes a place while it runs, and settles what was reserved."""
+    coord.limit("api", concurrency=1, requests=2, tokens=10, per=PER, margin=0)
+    seen: list[Any] = []
+
+    def body() -> None:
+        seen.append(info(coord).places_taken)
+        coord.slot("api").commit(tokens=3)
+
+    live = returning(coord, kind, way, body)()
+    assert (info(coord).places_taken, info(coord).requests_used) == (0, 1)
+    assert info(coord).tokens_used == (10 if way == "tokens" else 0)
+    clock.advance(PER / 2)
+    run_it(live)
+    assert seen == [1]
+    assert (info(coord).places_taken, info(coord).requests_used, info(coord).tokens_used) == (0, 1, 3)
+    clock.advance(PER / 2)
+    assert (info(coord).requests_used, info(coord).tokens_used) == (0, 0)
+
+
+@pytest.mark.parametrize("way", ["quick", "heard"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_A1_what_has_been_counted_waits_for_no_time_and_for_a_place_before_the_line(
+    coord: Coordinator, clock: CountingClock, kind: Kind, way: str
+) -> None:
+    """It was let in once: those in line wait for their first."""
+    coord.limit("api", concurrency=1, requests=2, per=PER, margin=0)
+    order: list[str] = []
+    lives = [returning(coord, kind, way, lambda: order.append("returned"))() for _ in range(2)]
+    waiter = queued(coord, coord.lock("api"))
+    run_it(lives[0])
+    assert order == ["returned"]
+    clock.advance(PER)
+    waiter.entered()
+    assert enters(coord.lock("api")) is False
+    other = queued(coord, coord.lock("api"))
+    runner = start_all(lambda: run_it(lives[1]))
+    eventually(lambda: len(line(coord)) == 2)
+    waiter.go()
+    join_all(runner)
+    other.entered().go()
+    assert info(coord).requests_used == 2
+
+
+def test_L5_what_has_been_counted_waits_for_those_only_who_have_the_places(coord: Coordinator) -> None:
+    """A group that waits for me has the last request, which I don't need any more; somebody else has a place."""
+    coord.limit("api", concurrency=2, requests=3)
+
+    async def main() -> None:
+        live = returning(coord, a_coroutine, "heard")()
+        other = Visitor(coord.lock("api")).entered()
+        async with coord.lock("b"):
+            group = Visitor(coord.lock("api", "b"))
+            await until(lambda: line(coord, "b"))
+            coord.limit("api", concurrency=2, requests=1)
+            helper = start_all(lambda: (eventually(lambda: line(coord)), other.go()))
+            await live
+        join_all(helper)
+        group.entered().go()
+
+    asyncio.run(main())
+
+
+def test_A1_within_a_block_it_counts_beside_the_block(coord: Coordinator) -> None:
+    """What it commits is its own."""
+    coord.limit("api", concurrency=1, tokens=100)
+
+    @coord.coordinate("agent", lock_name="api", tokens=20)
+    def agent() -> Iterator[None]:
+        return (coord.slot("api").commit(tokens=5) for _ in range(1))
+
+    with coord.lock("api", tokens=30) as slot:
+        live = agent()
+        assert info(coord).tokens_used == 50
+        run_it(live)
+        assert info(coord).tokens_used == 35
+        slot.commit(tokens=1)
+    assert (info(coord).requests_used, info(coord).tokens_used) == (2, 6)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("kind", KINDS)
+def test_A1_what_is_never_run_counts_where_the_function_was_called(coord: Coordinator, kind: Kind) -> None:
+    """It leaves no place taken."""
+    coord.limit("api", concurrency=1, requests=2)
+    live = returning(coord, kind, "heard")()
+    del live
+    gc.collect()
+    assert enters(coord.lock("api"))
+    assert info(coord).requests_used == 2
+
+
 # -- L8: releasing ------------------------------------------------------------------------------------------
 
 
