@@ -30,11 +30,13 @@ class ThreadOwner:
 class GeneratorOwner:
     """A coordinated generator as an owner: its hold is its own, whoever drives it (L2).
 
-    `driver` is who took the latest step; `guests` counts, per driver, the entries it made within.
+    `driver` is who took the latest step, which goes on while it is `stepping`; `guests` counts, per driver, the
+    entries it made within.
     """
 
     agent: str
     driver: Optional[Owner] = None
+    stepping: bool = False
     guests: dict[Any, int] = attrs.field(factory=dict)
 
 

@@ -196,16 +196,25 @@ class Book:
 
     def list(self, waiter: Place) -> None:
         """`waiter` has joined a line."""
-        self.waiting[waiter.owner] = waiter
+        for owner in _who_waits(waiter):
+            self.waiting[owner] = waiter
         if waiter.blocks is not None:
             self.blocked[waiter.blocks] = waiter
 
     def unlist(self, waiter: Place) -> None:
         """`waiter` stands in no line any more."""
-        if self.waiting.get(waiter.owner) is waiter:
-            del self.waiting[waiter.owner]
+        for owner in _who_waits(waiter):
+            if self.waiting.get(owner) is waiter:
+                del self.waiting[owner]
         if waiter.blocks is not None and self.blocked.get(waiter.blocks) is waiter:
             del self.blocked[waiter.blocks]
+
+
+def _who_waits(waiter: Place) -> tuple[Owner, ...]:
+    """Its owner; with a generator, whoever would take its first step waits too."""
+    owner = waiter.owner
+    driver = owner.driver if isinstance(owner, GeneratorOwner) else None
+    return (owner,) if driver is None else (owner, driver)
 
 
 class Entry(Protocol):

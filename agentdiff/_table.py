@@ -169,12 +169,15 @@ class LockTable:
         """The ring that this wait would close."""
         waiting, elsewhere = self.book.waiting, self.book.elsewhere
         for slot in entry.inside():
-            if slot.owner in waiting or slot.owner in elsewhere:
+            owner = slot.owner
+            if owner in waiting or owner in elsewhere or isinstance(owner, GeneratorOwner):
                 return find_ring(waiter.owner, self._wait_of)
         return ()  # all who are inside can go on
 
     def _wait_of(self, owner: Owner) -> Optional[Wait]:
-        """Whom `owner` waits for; None: it waits for nobody (L5)."""
+        """Whom `owner` waits for; None: for nobody (L5). A generator amid a step goes on if its driver does."""
+        if isinstance(owner, GeneratorOwner) and owner.stepping and owner.driver is not None:
+            owner = owner.driver
         book = self.book
         elsewhere, waiter = book.elsewhere.get(owner), book.waiting.get(owner)
         wait = None

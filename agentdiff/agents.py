@@ -363,6 +363,7 @@ class _Stream:
             self.call.runs_on(current_owner())
         if self.holding:
             self.owner.driver = current_owner()
+            self.owner.stepping = True
             self.held_before = HOLDS.get()
             HOLDS.set(self.holds)
 
@@ -371,6 +372,7 @@ class _Stream:
         self.call.step_out()
         self.call.runs_on(self.owner)
         if self.holding:
+            self.owner.stepping = False
             self.holds = HOLDS.get()
             HOLDS.set(self.held_before)
             self.held_before = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Callable
 
 import pytest
 from support import eventually, join_all, start_all
@@ -241,6 +242,90 @@ def test_L5_a_borrower_waits_for_its_siblings_and_not_for_its_lender(coord: Coor
         return log
 
     assert asyncio.run(asyncio.wait_for(main(), 10)) == ["borrowed a", "lender got b"]
+
+
+def driving(coord: Coordinator, kind: str, around: str, within: str) -> Callable[[], Any]:
+    """Drives a stream whose lock is "api", and holds the one lock around that, and the other amid its step."""
+
+    @coord.coordinate("poet", lock_name="api")
+    def poem() -> Iterator[int]:
+        with coord.lock(within):
+            yield 1
+
+    @coord.coordinate("poet", lock_name="api")
+    async def async_poem() -> AsyncIterator[int]:
+        async with coord.lock(within):
+            yield 1
+
+    def drive() -> None:
+        with coord.lock(around):
+            list(poem())
+
+    async def drive_async() -> None:
+        async with coord.lock(around):
+            async for _ in async_poem():
+                pass
+
+    return drive if kind == "generator" else lambda: asyncio.run(drive_async())
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("kind", ["generator", "async generator"])
+def test_L5_whoever_drives_a_stream_that_waits_for_its_lock_waits_too(
+    coord: Coordinator, kind: str, limited: bool
+) -> None:
+    """It holds a lock that the holder of the stream's lock wants."""
+    if limited:
+        coord.limit("api", concurrency=1)
+    with coord.lock("api"):
+        threads = start_all(driving(coord, kind, around="x", within="y"))
+        eventually(lambda: waiting_for(coord, "api"))
+        with pytest.raises(DeadlockError) as caught:
+            coord.lock("x").acquire()
+        assert "a generator" in caught.value.cycle[1]
+    join_all(threads)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("kind", ["generator", "async generator"])
+def test_L5_a_stream_amid_a_step_waits_if_its_driver_does(coord: Coordinator, kind: str, limited: bool) -> None:
+    """It has the stream's lock, and waits in the step for one whose holder wants the stream's."""
+    if limited:
+        coord.limit("api", concurrency=1)
+    with coord.lock("x"):
+        threads = start_all(driving(coord, kind, around="y", within="x"))
+        eventually(lambda: waiting_for(coord, "x"))
+        with pytest.raises(DeadlockError) as caught:
+            coord.lock("api").acquire()
+        assert len(caught.value.cycle) == 2
+    join_all(threads)
+
+
+def test_L5_a_stream_between_its_steps_waits_for_nobody(coord: Coordinator) -> None:
+    """Its driver waits for what I hold; but anybody may take the next step."""
+
+    @coord.coordinate("poet", lock_name="api")
+    def poem() -> Iterator[int]:
+        yield 1
+
+    verses = poem()
+
+    def drive() -> None:
+        next(verses)
+        with coord.lock("x"):
+            pass
+
+    with coord.lock("x"):
+        threads = start_all(drive)
+        eventually(lambda: waiting_for(coord, "x"))
+        threads += start_all(lambda: (eventually(lambda: waiting_for(coord, "api")), list(verses)))
+        with coord.lock("api"):
+            pass
+    join_all(threads)
+
+
+def waiting_for(coord: Coordinator, name: str) -> int:
+    return sum(len(lock.waiters) for lock in coord.snapshot().locks if lock.name == name)
 
 
 def stand_still(coord: Coordinator) -> tuple[list[threading.Thread], threading.Event]:
