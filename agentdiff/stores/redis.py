@@ -91,6 +91,7 @@ class RedisStore(Store):
         if number is not None:
             self._options["db"] = _check_number("db", number, 0)
         self.key: str = prefix + "events"
+        self._tls = _tls_options(self._url)
         self._begin()
         try:
             facts = self._make_client().connection_pool.make_connection()
@@ -123,6 +124,7 @@ class RedisStore(Store):
             encoding_errors="replace",
             decode_responses=True,
             protocol=2,
+            **self._tls,
             retry=import_module("redis.retry").Retry(import_module("redis.backoff").NoBackoff(), 0),
         )
         pool.connection_kwargs.update(self._options)
@@ -268,6 +270,16 @@ def _take_own(url: str) -> tuple[str, dict[str, str]]:
             raise ValueError(f"{name} in a Redis URL makes no sense here: agentdiff sets it itself")
     rest = urlencode([pair for pair in pairs if pair[0] not in own])
     return urlunsplit(parts._replace(query=rest)) if own else url, own
+
+
+def _tls_options(url: str) -> dict[str, bool]:
+    """The name in a server's certificate is checked; before version 6, redis-py did that on request only."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        if name in query and not os.path.isfile(query[name]):
+            raise ValueError(f"{name} in a Redis URL must name a file, and {query[name]!r} is none")
+    return {"ssl_check_hostname": True} if parts.scheme == "rediss" and query.get("ssl_cert_reqs") != "none" else {}
 
 
 def _check_number(what: str, number: Any, least: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from redis_server import CuttingProxy, RedisServer, free_port
+from redis_server import CuttingProxy, RedisServer, TLSProxy, need_module
 from support import eventually, run_script
 
 from agentdiff import Coordinator
@@ -35,6 +36,7 @@ def numbers(store: Any) -> list[int]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that doesn't answer costs a fifth of a second and not more."""
+    need_module("redis")
     from agentdiff.stores import redis
 
     monkeypatch.setattr(redis, "TIMEOUT", 0.2)
@@ -43,6 +45,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server(redis_server: RedisServer, impatient: None) -> RedisServer:
     return redis_server
+
+
+@pytest.fixture
+def authority() -> Any:
+    """What signs certificates, and is trusted by nobody who isn't told to."""
+    need_module("trustme")
+    import trustme
+
+    return trustme.CA()
 
 
 @pytest.fixture
@@ -165,33 +176,46 @@ def test_S2_beyond_the_buffer_the_oldest_are_lost_counted_and_told_once(server: 
     assert f"{writer.dropped} events were lost" in " ".join(logged("were lost"))
 
 
-@pytest.mark.parametrize("trouble", ["unreachable", "hangs", "password", "type", "full"])
-def test_S2_no_agent_notices_and_every_event_is_counted_as_lost(
-    trouble: str, impatient: None, logged: Any, request: Any
-) -> None:
-    """Agents run, close ends in time, the loss is exact, and the log says what the matter is, once, and no password."""
-    if trouble == "unreachable":
-        url, words = f"redis://:secret@127.0.0.1:{free_port()}/0", "refused"
-    else:
-        options = {
-            "password": ("--requirepass", "right"),
-            "full": ("--maxmemory", "1", "--maxmemory-policy", "noeviction"),
-        }
-        server = RedisServer(*options.get(trouble, ()))
-        request.addfinalizer(server.end)
+TROUBLES = {
+    "unreachable": "refused",
+    "hangs": "Timeout",
+    "password": "invalid username-password",
+    "type": "'agentdiff:events' holds something else",
+    "full": "memory is full",
+    "unknown authority": "unable to get local issuer certificate",
+    "certificate of another": "not valid for '127.0.0.1'",
+}
+
+
+@contextlib.contextmanager
+def trouble_at_the_server(trouble: str, authority: Any) -> Iterator[str]:
+    """The URL of a server that takes nothing, with a password that nobody is to see."""
+    options = {"full": ("--maxmemory", "1", "--maxmemory-policy", "noeviction"), "type": ()}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(RedisServer(*options.get(trouble, ("--requirepass", "right"))))
         url = server.url.replace("right", "secret")
-        words = {
-            "hangs": "Timeout",
-            "password": "invalid username-password",
-            "type": "'agentdiff:events' holds something else",
-            "full": "memory is full",
-        }[trouble]
-        if trouble == "hangs":
+        if trouble == "unreachable":
+            server.kill()
+        elif trouble == "hangs":
             server.pause()
-        if trouble == "type":
+        elif trouble == "type":
             with server.client() as client:
                 client.set("agentdiff:events", "mine")
-    with Coordinator(store=url, flush_timeout=0.4) as coord:
+        elif "certificate" in trouble or "authority" in trouble:
+            names = authority.issue_cert("other.example" if "certificate" in trouble else "127.0.0.1")
+            proxy = stack.enter_context(TLSProxy(server.port, names))
+            url = url.replace("redis:", "rediss:").replace(str(server.port), str(proxy.port))
+            if "certificate" in trouble:
+                url += f"?ssl_ca_certs={stack.enter_context(authority.cert_pem.tempfile())}"
+        yield url
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_S2_no_agent_notices_and_every_event_is_counted_as_lost(
+    trouble: str, impatient: None, logged: Any, authority: Any
+) -> None:
+    """Agents run, close ends in time, the loss is exact, and the log says what the matter is, once, and no password."""
+    with trouble_at_the_server(trouble, authority) as url, Coordinator(store=url, flush_timeout=0.4) as coord:
         agent = coord.coordinate("agent")(lambda: "done")
         assert [agent() for _ in range(50)] == ["done"] * 50
         eventually(lambda: logged("is away"))
@@ -200,7 +224,7 @@ def test_S2_no_agent_notices_and_every_event_is_counted_as_lost(
     assert coord.snapshot().counts.events_dropped == 100
     assert coord.snapshot().counts.events_stored == 0
     assert len(logged("is away")) == 1
-    assert words in logged("is away")[0]
+    assert TROUBLES[trouble] in logged("is away")[0]
     assert len(logged("are lost: ")) == 1
     assert "100 events are lost" in logged("are lost: ")[0]
     assert not logged("secret")
@@ -383,9 +407,28 @@ def test_S1_sockets_passwords_and_databases(impatient: None) -> None:
             assert client.xlen("agentdiff:events") == 1
 
 
+def test_S1_events_go_over_tls(server: RedisServer, authority: Any) -> None:
+    """To a server whose certificate is signed by whom the URL names, and shows its name; else nothing is sent."""
+    with authority.cert_pem.tempfile() as trusted, TLSProxy(server.port, authority.issue_cert("127.0.0.1")) as proxy:
+        plain = f"rediss://127.0.0.1:{proxy.port}/0"
+        with Coordinator(store=f"{plain}?ssl_ca_certs={trusted}&prefix=app:") as coord:
+            for number in range(200):
+                coord.emit("e", number)
+            coord.flush(10)
+            assert coord.snapshot().counts.events_stored == 200
+        with open_store(f"{plain}?prefix=app:&ssl_ca_certs={trusted}") as store:
+            assert numbers(store) == list(range(200))
+        for url in (plain, f"{plain}?ssl_ca_certs={trusted}".replace("127.0.0.1", "localhost")):
+            with open_store(url) as store, pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
+                store.write([record(1)])
+        with open_store(f"{plain}?ssl_cert_reqs=none") as store:  # whoever insists
+            store.write([record(1)])
+            assert ids(store) == ["id-1"]
+
+
 def test_S1_nothing_is_connected_before_it_is_needed() -> None:
     """A store can be opened before its server runs; with TLS likewise; its text shows no password."""
-    pytest.importorskip("redis")
+    need_module("redis")
     for scheme in ("redis", "rediss"):
         with open_store(f"{scheme}://user:secret@127.0.0.1:1/7?prefix=a:") as store:
             assert repr(store) == "<RedisStore 127.0.0.1:1/7 'a:events'>"
@@ -400,6 +443,8 @@ def test_S1_nothing_is_connected_before_it_is_needed() -> None:
         ({"url": "redis://127.0.0.1/0?protocol=3"}, ValueError),
         ({"url": "redis://127.0.0.1:port/0"}, ValueError),
         ({"url": "redis://127.0.0.1/0?socket_timeout=soon"}, ValueError),
+        ({"url": "rediss://127.0.0.1/0?ssl_ca_certs=/nowhere/ca.pem"}, ValueError),
+        ({"url": "rediss://127.0.0.1/0?ssl_cert_reqs=perhaps"}, ValueError),
         ({"url": "http://127.0.0.1"}, ValueError),
         ({"url": 1}, TypeError),
         ({"maxlen": 0}, ValueError),
@@ -411,7 +456,7 @@ def test_S1_nothing_is_connected_before_it_is_needed() -> None:
 )
 def test_S1_what_makes_no_sense_is_refused_at_once(arguments: dict[str, Any], error: type[Exception]) -> None:
     """When the store is opened."""
-    pytest.importorskip("redis")
+    need_module("redis")
     from agentdiff.stores.redis import RedisStore
 
     with pytest.raises(error):
@@ -420,7 +465,7 @@ def test_S1_what_makes_no_sense_is_refused_at_once(arguments: dict[str, Any], er
 
 def test_S1_a_refused_url_shows_no_password() -> None:
     """Not even a piece of it, where a slash has cut it in two."""
-    pytest.importorskip("redis")
+    need_module("redis")
     with pytest.raises(ValueError, match="%2F") as caught:
         open_store("redis://:hidden/half@host:6379/0")
     assert "hid" not in str(caught.value)
