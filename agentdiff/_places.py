@@ -444,7 +444,7 @@ class LockEntry:
         heir.served = True
         book.woken.append(heir)
         if not line:
-            del book.entries[self.name]
+            self.tidy()
         return True
 
     def forsake(self, waiter: Place) -> None:
@@ -472,8 +472,13 @@ class LockEntry:
             self.slots[self.name] = heir
 
     def tidy(self) -> None:
-        if not (self.line or self.chain or self.evicted):
+        if not (self.line or self.chain or self.evicted or self._is_a_generators()):
             self.book.entries.pop(self.name, None)
+
+    def _is_a_generators(self) -> bool:
+        """Whether a generator has it, whose driver leaves blocks of its own within: never the quick way."""
+        root = self.slots.get(self.name)
+        return root is not None and root.owner.__class__ is GeneratorOwner
 
 
 def live(slot: Slot) -> Optional[Slot]:

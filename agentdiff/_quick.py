@@ -59,9 +59,10 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
                 me = current_owner() if tasks else local.me
             outer: Optional[Slot] = held()
             if outer is not None:
-                if outer.owner is None:
+                owner = outer.owner
+                if owner is None:
                     outer = outer.outer
-                elif outer.owner is me and find(name) is outer:
+                elif owner is me and find(name) is outer:
                     outer.depth += 1
                     return outer
                 if outer is not None and (outer.outer is not None or outer.owner is None):
@@ -75,7 +76,7 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
             try:
                 found = setdefault(name, slot)
                 if found is slot:
-                    if name not in entries:
+                    if not entries or name not in entries:  # here and below: most often there is none at all
                         hold(slot)
                         return slot
                     settle(slot)
@@ -97,16 +98,17 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
             """End the block that this context has entered last."""
             slot: Optional[Slot] = held()
             if slot is not None and find(name) is slot:
-                if name not in entries:
-                    if slot.depth > 1:
-                        slot.depth -= 1
-                        return
+                depth = slot.depth
+                if depth > 1:
+                    slot.depth = depth - 1
+                    return
+                if not entries or name not in entries:
                     del slots[name]
                     slot.owner = None
-                    if name in entries:
+                    if entries and name in entries:
                         pass_on(name)
                     return
-                if slot.depth == 1 and hand_over(slot):
+                if hand_over(slot):
                     return
             release(name, current_owner(), True)
 

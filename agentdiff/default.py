@@ -145,18 +145,19 @@ def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delive
 
 
 @overload
-def lock(name: str, *, timeout: Any = ..., lend: bool = ..., tokens: float = ...) -> Lock: ...
+def lock(name: str, *, timeout: Any = ..., lend: bool = True, tokens: float = 0) -> Lock: ...
 
 
 @overload
 def lock(
-    name: str, second: str, /, *more: str, timeout: Any = ..., lend: bool = ..., tokens: float = ...
+    name: str, second: str, /, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0
 ) -> LockGroup: ...
 
 
-def lock(name: str, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0) -> Union[Lock, LockGroup]:
+def lock(name: str, *more: str, **options: Any) -> Union[Lock, LockGroup]:
     """`Coordinator.lock` on the default coordinator (F1)."""
-    return default_coordinator().lock(name, *more, timeout=timeout, lend=lend, tokens=tokens)
+    handle: Union[Lock, LockGroup] = default_coordinator().lock(name, *more, **options)
+    return handle
 
 
 def limit(

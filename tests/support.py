@@ -196,6 +196,10 @@ class StageDict(dict):  # type: ignore[type-arg]
         super().__init__()
         self.point = stage.point
 
+    def __len__(self) -> int:
+        self.point()
+        return super().__len__()
+
     def __contains__(self, key: object) -> bool:
         self.point()
         return super().__contains__(key)

@@ -48,11 +48,11 @@ class Entries(StageDict):
         super().__init__(stage)
         self.looked_before: set[int] = set()
 
-    def __contains__(self, key: object) -> bool:
+    def __len__(self) -> int:
         if threading.get_ident() in self.looked_before:
             self.looked_before.remove(threading.get_ident())
-            return False
-        return super().__contains__(key)
+            return 0
+        return super().__len__()
 
 
 class Play:
