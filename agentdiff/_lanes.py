@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol, Union
 
 from ._clock import Clock, check_timeout
-from ._owner import LOCAL
+from ._owner import LOCAL, Owner
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import Workers
+from .deadlock import OtherWait, Party
 from .errors import CoordinationTimeoutError, DeadlockError
 from .events import CAUSE, Event
 
@@ -40,12 +41,20 @@ class Sleeper(Protocol):
         drop: Callable[[Bell], None],
         done: Callable[[], bool],
         timeout: Optional[float],
+        wait: Optional[OtherWait] = ...,
         lane_too: bool = ...,
     ) -> bool: ...
 
     async def sleep_async(
-        self, bell: TaskBell, done: Callable[[], bool], timeout: Optional[float], lane_too: bool = ...
+        self,
+        bell: TaskBell,
+        done: Callable[[], bool],
+        timeout: Optional[float],
+        wait: Optional[OtherWait] = ...,
+        lane_too: bool = ...,
     ) -> None: ...
+
+    def for_delivery(self, delivery: Delivery) -> OtherWait: ...
 
     def begin(self, wait: Any) -> None: ...
 
@@ -196,7 +205,7 @@ class Cause:
 class Lane:
     """The order within a run, or a thread or task outside of any: its events are delivered one at a time (E2)."""
 
-    __slots__ = ("__weakref__", "_bus", "_returning", "parked", "queue", "run_id", "scheduled", "turn")
+    __slots__ = ("__weakref__", "_bus", "_returning", "holder", "parked", "queue", "run_id", "scheduled", "turn")
 
     def __init__(self, bus: Deliverer, run_id: Optional[str]) -> None:
         self.run_id: Optional[str] = run_id
@@ -209,6 +218,7 @@ class Lane:
         self.turn: Any = threading.Lock()
         self.scheduled: bool = False  # a worker is at work here, or on its way
         self.parked: Optional[tuple[Delivery, int]] = None  # waits for an async handler; the turn's holder's own
+        self.holder: Union[Owner, Away, None] = None  # who has the turn, and isn't about to lend it; only to be shown
         self._returning: deque[Loan] = deque()  # of handlers that had lent the lane, and want it back
 
     def run(self) -> None:
@@ -219,8 +229,7 @@ class Lane:
     def resume(self) -> None:
         """The async handler that was waited for has ended."""
         parked, self.parked = self.parked, None
-        if parked is None or self._bus.handle(*parked):
-            self._work()
+        self._work(parked)
 
     def resume_later(self, parked: tuple[Delivery, int]) -> None:
         """The turn is the caller's: a worker is to go on there."""
@@ -232,11 +241,17 @@ class Lane:
         self.queue.clear()
         self._returning.clear()
 
-    def _work(self) -> None:
-        """Deliver, in turn, until nothing is left or an async handler is to be waited for. The turn is ours."""
+    def _work(self, parked: Optional[tuple[Delivery, int]] = None) -> None:
+        """Deliver, in turn, until nothing is left or an async handler is to be waited for. The turn is ours.
+
+        The handlers that are left of a `parked` event come first.
+        """
         bus = self._bus
         before, LOCAL.lane = LOCAL.lane, self
+        self.holder = me = LOCAL.me
         try:
+            if parked is not None and not bus.handle(*parked):
+                return
             while True:
                 if self._returning and self._hand_back():
                     return
@@ -253,6 +268,8 @@ class Lane:
                     return
         finally:
             LOCAL.lane = before
+            if self.holder is me:
+                self.holder = None
 
     def _hand_back(self) -> bool:
         """Give the turn to a handler that wants it back; False if it has it already."""
@@ -299,6 +316,7 @@ class Lane:
         if not self._wants_back(loan, bell):
             bell.sleep(self._bus.clock, None)
         self.parked = loan.parked
+        self.holder = LOCAL.me
 
     async def take_back_async(self, loan: Loan) -> None:
         """Wait for the turn on this loop; a cancellation comes after that, since the lane must be taken back."""
@@ -456,12 +474,14 @@ class Delivery:
 
         Raises:
             CoordinationTimeoutError: it took longer.
-            DeadlockError: called in a handler of this very event, or of one that this event caused (E16).
+            DeadlockError: called in a handler of this very event, or of one that this event caused (E16); or its
+                handlers wait, in the end, for this thread (L5).
         """
         timeout = check_timeout(timeout)
         self._refuse_own()
         if self.route:
-            self.bus.waits.sleep(self._add_bell, self._drop_bell, self._is_over, timeout, lane_too=True)
+            wait = self.bus.waits.for_delivery(self)
+            self.bus.waits.sleep(self._add_bell, self._drop_bell, self._is_over, timeout, wait, lane_too=True)
             if self.route:
                 raise CoordinationTimeoutError(
                     f"event {self.name!r} was not handled within {timeout:g} s", name=self.name, timeout=timeout
@@ -478,7 +498,8 @@ class Delivery:
             self._add_bell(bell)
             try:
                 if self.route:
-                    await self.bus.waits.sleep_async(bell, self._is_over, None, lane_too=True)
+                    wait = self.bus.waits.for_delivery(self)
+                    await self.bus.waits.sleep_async(bell, self._is_over, None, wait, lane_too=True)
             finally:
                 self._drop_bell(bell)
         return self
@@ -583,6 +604,16 @@ class Away:
         self._argument = argument  # what the handler takes, or a coroutine that it has given already
         self._then = then
         self._reported = threading.Lock()
+
+    @property
+    def delivery(self) -> Delivery:
+        """What it handles."""
+        return self._delivery
+
+    @property
+    def party(self) -> Party:
+        """Who must go on for it to end."""
+        return self.task or self.loop
 
     @property
     def lane(self) -> Optional[Lane]:

@@ -17,7 +17,7 @@ import attrs
 
 from ._owner import HOLDS, GeneratorOwner, Owner, has_ended, in_words, loop_of
 from ._waitqueue import Waiter, WaitQueue
-from .deadlock import Hop, Wait
+from .deadlock import Hop, OtherWait, Wait
 from .errors import check_amount
 
 BY_HAND = -1
@@ -181,8 +181,8 @@ class Book:
         self.slots: dict[str, Slot] = storage()
         self.entries: dict[str, Entry] = storage()
         self.waiting: dict[Owner, Place] = {}
-        self.blocked: dict[AbstractEventLoop, Place] = {}  # loops whose thread sleeps in a blocking acquire
-        self.elsewhere: dict[Owner, Callable[[], Wait]] = {}  # who waits for something that is no lock, and for whom
+        self.blocked: dict[AbstractEventLoop, Owner] = {}  # loops whose thread sleeps in a blocking wait, and whose
+        self.elsewhere: dict[Owner, OtherWait] = {}
         self.woken: deque[Place] = deque()  # whose bells are still to be rung, after the mutex
 
     def clear(self) -> None:
@@ -199,15 +199,28 @@ class Book:
         for owner in _who_waits(waiter):
             self.waiting[owner] = waiter
         if waiter.blocks is not None:
-            self.blocked[waiter.blocks] = waiter
+            self.blocked[waiter.blocks] = waiter.owner
 
     def unlist(self, waiter: Place) -> None:
         """`waiter` stands in no line any more."""
         for owner in _who_waits(waiter):
             if self.waiting.get(owner) is waiter:
                 del self.waiting[owner]
-        if waiter.blocks is not None and self.blocked.get(waiter.blocks) is waiter:
+        if waiter.blocks is not None and self.blocked.get(waiter.blocks) is waiter.owner:
             del self.blocked[waiter.blocks]
+
+    def list_other(self, wait: OtherWait) -> None:
+        """Somebody waits for something that is no lock."""
+        self.elsewhere[wait.owner] = wait
+        if wait.blocks is not None:
+            self.blocked[wait.blocks] = wait.owner
+
+    def unlist_other(self, wait: OtherWait) -> None:
+        """It waits for that no more."""
+        if self.elsewhere.get(wait.owner) is wait:
+            del self.elsewhere[wait.owner]
+        if wait.blocks is not None and self.blocked.get(wait.blocks) is wait.owner:
+            del self.blocked[wait.blocks]
 
 
 def _who_waits(waiter: Place) -> tuple[Owner, ...]:

@@ -14,6 +14,7 @@ So of any two who meet, at least one sees the other, and nobody waits for a hand
 from __future__ import annotations
 
 import threading
+from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -43,6 +44,8 @@ from .deadlock import (
     Hop,
     LimitInfo,
     LockInfo,
+    OtherWait,
+    Party,
     Wait,
     WaiterInfo,
     age,
@@ -157,7 +160,7 @@ class LockTable:
             if self.book.woken or self._chores:
                 self._act()
             if ring:
-                raise self._deadlock(name, ring)
+                raise self._deadlock(f"lock {name!r}", name, ring)
             if slot is claim and claim.door.how.lend:
                 HOLDS.set(slot)
         except BaseException:
@@ -174,43 +177,54 @@ class LockTable:
                 return find_ring(waiter.owner, self._wait_of)
         return ()  # all who are inside can go on
 
-    def _wait_of(self, owner: Owner) -> Optional[Wait]:
-        """Whom `owner` waits for; None: for nobody (L5). A generator amid a step goes on if its driver does."""
-        if isinstance(owner, GeneratorOwner) and owner.stepping and owner.driver is not None:
-            owner = owner.driver
+    def _wait_of(self, party: Party) -> Optional[Wait]:
+        """Whom `party` waits for; None: for nobody (L5). A generator amid a step goes on if its driver does."""
+        if isinstance(party, GeneratorOwner) and party.stepping and party.driver is not None:
+            party = party.driver
         book = self.book
-        elsewhere, waiter = book.elsewhere.get(owner), book.waiting.get(owner)
         wait = None
-        if elsewhere is not None:
-            wait = elsewhere()
-        elif waiter is not None:
-            wait = self._entry(waiter.claim.name).wait_of(waiter)
-        loop = loop_of(owner)
+        if isinstance(party, AbstractEventLoop):
+            loop: Optional[AbstractEventLoop] = party
+        else:
+            loop = loop_of(party)
+            elsewhere, waiter = book.elsewhere.get(party), book.waiting.get(party)
+            if elsewhere is not None:
+                wait = elsewhere.whom()
+            elif waiter is not None:
+                wait = self._entry(waiter.claim.name).wait_of(waiter)
         blocker = book.blocked.get(loop) if loop is not None else None
-        if blocker is None or blocker.owner is owner:
+        if blocker is None or blocker is party:
             return wait
-        by = blocker.owner
-        hop = Hop(owner, by, None, None)
-        return Wait([hop, *wait.hops], lambda free: by in free and wait.ends(free)) if wait is not None else Wait([hop])
+        hop = Hop(party, blocker, None, None)
+        if wait is None:
+            return Wait([hop])
+        return Wait([hop, *wait.hops], lambda free: blocker in free and wait.ends(free))
 
-    def begin_wait(self, owner: Owner, wait: Callable[[], Wait], name: str) -> None:
-        """`owner` is about to wait for something that is no lock; `wait` says for whom (L5).
+    def begin_wait(self, wait: OtherWait) -> None:
+        """Somebody is about to wait for something that is no lock (L5).
 
         Raises:
             DeadlockError: the wait could never end.
         """
         with self._mutex:
-            self.book.elsewhere[owner] = wait
-            ring = find_ring(owner, self._wait_of)
+            self.book.list_other(wait)
+            ring = find_ring(wait.owner, self._wait_of)
             if ring:
-                del self.book.elsewhere[owner]
+                self.book.unlist_other(wait)
         self._act()
         if ring:
-            raise self._deadlock(name, ring, "agent ")
+            raise self._deadlock(wait.what, wait.name, ring)
 
-    def end_wait(self, owner: Owner) -> None:
+    def end_wait(self, wait: OtherWait) -> None:
         """It waits for that no more."""
-        self.book.elsewhere.pop(owner, None)
+        self.book.unlist_other(wait)
+
+    def look_again(self, loop: AbstractEventLoop) -> None:
+        """Something more is to run on this loop: a wait that blocks it is woken, and begins anew or is refused."""
+        blocker = self.book.blocked.get(loop)
+        wait = self.book.elsewhere.get(blocker) if blocker is not None else None
+        if wait is not None and wait.bell is not None:
+            wait.bell.ring()
 
     # -- taking: the drivers ----------------------------------------------------------------------------
 
@@ -299,11 +313,13 @@ class LockTable:
             raise self.timeout_error(claim.name, timeout or 0, me)
         return slot
 
+    def warn_after(self, blocks: Optional[AbstractEventLoop]) -> Optional[float]:
+        """After how many seconds a wait, on the thread of that loop, is worth a warning; None: never (L12)."""
+        return self.slow_after if blocks is None else LOOP_BLOCKED_AFTER
+
     def _slow_after(self, waiter: Place) -> Optional[float]:
         """After how long the wait is worth a warning; None if it never is, or has been told of (L12)."""
-        if waiter.warned:
-            return None
-        return self.slow_after if waiter.blocks is None else LOOP_BLOCKED_AFTER
+        return None if waiter.warned else self.warn_after(waiter.blocks)
 
     def _first_spell(self, waiter: Place) -> Optional[float]:
         if waiter.request is not None:
@@ -699,10 +715,10 @@ class LockTable:
             waiting=waiting,
         )
 
-    def _deadlock(self, name: str, ring: tuple[Hop, ...], what: str = "lock ") -> DeadlockError:
+    def _deadlock(self, what: str, name: str, ring: tuple[Hop, ...]) -> DeadlockError:
         cycle = ring_in_words(ring, self._now())
         hops = "".join(f"\n  {number}. {hop}" for number, hop in enumerate(cycle, 1))
-        return DeadlockError(f"waiting for {what}{name!r} would never end:{hops}", name=name, cycle=cycle)
+        return DeadlockError(f"waiting for {what} would never end:{hops}", name=name, cycle=cycle)
 
     def _warn(self, waiter: Place) -> None:
         name = waiter.claim.name

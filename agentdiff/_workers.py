@@ -22,7 +22,7 @@ from itertools import count
 from typing import Any, Callable, Optional, Protocol
 
 from ._log import about, logger
-from ._owner import LOCAL, all_frames
+from ._owner import LOCAL, ThreadOwner, all_frames
 
 Job = Callable[[], Any]
 
@@ -59,6 +59,7 @@ class Workers:
         self._parked: deque[threading.Lock] = deque()
         self._mutex = threading.RLock()
         self._threads: set[threading.Thread] = set()
+        self.owners: set[ThreadOwner] = set()  # the same, as those who wait
         self._ending: list[threading.Thread] = []  # no workers any more, but not yet gone
         self._numbers = count(1)
         self._stopping = False
@@ -107,6 +108,13 @@ class Workers:
             raise
 
     def _work(self) -> None:
+        self.owners.add(LOCAL.me)
+        try:
+            self._serve()
+        finally:
+            self.owners.discard(LOCAL.me)
+
+    def _serve(self) -> None:
         bell = threading.Lock()
         bell.acquire()
         LOCAL.workers = self
@@ -182,6 +190,7 @@ class Workers:
         self._jobs.clear()
         self._parked.clear()
         self._threads.clear()
+        self.owners.clear()
         self._mutex = threading.RLock()
 
     def stop(self) -> None:

@@ -27,6 +27,7 @@ from ._log import about, logger
 from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, running_loop
 from ._waitqueue import Bell, TaskBell
 from ._workers import OwnLoop, Tally, Workers, drain_at_exit
+from .deadlock import Graph, OtherWait
 from .errors import (
     CascadeError,
     ClosedError,
@@ -57,6 +58,7 @@ class Bus:
         *,
         workers: Workers,
         loop: OwnLoop,
+        graph: Graph,
         max_pending: int,
         max_depth: int,
         max_joins: int,
@@ -87,7 +89,8 @@ class Bus:
         self._order = count()
         self._runs: WeakValueDictionary[str, Lane] = WeakValueDictionary()
         self.live: set[Delivery] = set()  # queued, or being handled
-        self.waits: Waits = Waits(clock, workers)
+        self.graph = graph
+        self.waits: Waits = Waits(clock, workers, graph, self.away)
         self.open_blocks: dict[str, int] = {}  # how many `run` blocks are open, by run
         self.end_of_run: Callable[[str], None] = _ignore  # told whenever something of a run has ended
         self.keep: Optional[Callable[[Delivery], None]] = None  # takes every event, for a store
@@ -579,9 +582,12 @@ class Bus:
         try:
             loop = sub.loop or self.loop.get()
             away = Away(delivery, sub, place, loop, argument, then)
+            if away.lane is not None:
+                away.lane.holder = away
             self.away.add(away)
             try:
                 loop.call_soon_threadsafe(away.start)
+                self.graph.look_again(loop)  # whose thread may be waiting for this very handler
             except RuntimeError:
                 away.report(None, _loop_closed(sub))
         except RuntimeError as error:  # no loop of our own can be had any more
@@ -710,7 +716,10 @@ class Bus:
     def join(self, timeout: Optional[float] = None, run_id: Optional[str] = None) -> None:
         """Wait until all is delivered, or all of a run, cascades too (E7)."""
         self.refuse_in_handler("join()")
-        if not self.waits.sleep(self._add_joiner, self._drop_joiner, lambda: not self.is_pending(run_id), timeout):
+        wait = self._wait_for_all(run_id)
+        if not self.waits.sleep(
+            self._add_joiner, self._drop_joiner, lambda: not self.is_pending(run_id), timeout, wait
+        ):
             assert timeout is not None
             raise self._join_timeout(timeout)
 
@@ -718,18 +727,24 @@ class Bus:
         """The same on a loop, which goes on meanwhile (E7)."""
         self.refuse_in_handler("join_async()")
         deadline = None if timeout is None else self.clock.monotonic() + timeout
+        wait = self._wait_for_all(run_id)
         while self.is_pending(run_id):
             bell = TaskBell()
             self._add_joiner(bell)
             try:
                 left = None if deadline is None else deadline - self.clock.monotonic()
                 if self.is_pending(run_id) and (left is None or left > 0):
-                    await bell.sleep(self.clock, left)
+                    await self.waits.sleep_async(bell, lambda: not self.is_pending(run_id), left, wait)
                 elif left is not None and left <= 0 and self.is_pending(run_id):
                     assert timeout is not None
                     raise self._join_timeout(timeout)
             finally:
                 self._drop_joiner(bell)
+
+    def _wait_for_all(self, run_id: Optional[str]) -> OtherWait:
+        if run_id is None:
+            return self.waits.for_all(None, "all events")
+        return self.waits.for_all(self._run_lane(run_id), f"all events of run {run_id!r}")
 
     def _join_timeout(self, timeout: float) -> CoordinationTimeoutError:
         return CoordinationTimeoutError(

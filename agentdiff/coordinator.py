@@ -153,6 +153,7 @@ class Coordinator:
             clock,
             workers=self._make_workers(name, _at_least_one("workers", workers)),
             loop=self._make_loop(name),
+            graph=self._table,
             max_pending=_at_least_one("max_pending", max_pending),
             max_depth=_at_least_one("max_depth", max_depth),
             max_joins=_at_least_one("max_joins", max_joins),

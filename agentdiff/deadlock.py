@@ -7,13 +7,15 @@ ring (L5); the words are made afterwards, since they walk the stacks of those co
 from __future__ import annotations
 
 import os
+from asyncio import AbstractEventLoop
 from collections.abc import Container, Iterable
 from types import FrameType
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Protocol, Union
 
 import attrs
 
 from ._owner import GeneratorOwner, Owner, ThreadOwner, agent_of, current_frame, has_ended, in_words
+from ._waitqueue import Bell
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PLUMBING = ("threading.py", f"asyncio{os.sep}", "contextlib.py", f"concurrent{os.sep}futures")
@@ -127,20 +129,24 @@ class LimitInfo:
         return "; ".join(parts)
 
 
+Party = Union[Owner, AbstractEventLoop]
+"""Who must go on: an owner, or the loop that is to run what has no task there yet."""
+
+
 @attrs.frozen
 class Hop:
     """One edge of the graph: `waiter` can't go on before `other` does.
 
     `lock` is what it waits for and `since` when `other` took it, None where `other` merely stands ahead in line.
-    Without a lock, `waiter` waits for `what`, which `other` is running; without that too, it is a task, and `other`
-    blocks the thread of its loop.
+    Without a lock, `why` are the words around `other` that say what it waits for; without these too, `waiter` is a
+    task or a loop, whose thread `other` blocks.
     """
 
-    waiter: Owner
-    other: Owner
+    waiter: Party
+    other: Party
     lock: Optional[str]
     since: Optional[float]
-    what: Optional[str] = None
+    why: Optional[tuple[str, str]] = None
 
 
 @attrs.frozen
@@ -152,17 +158,54 @@ class Wait:
     """
 
     hops: list[Hop]
-    ends: Callable[[Container[Owner]], bool] = attrs.field()
+    ends: Callable[[Container[Party]], bool] = attrs.field()
 
     @ends.default
-    def _all_go_on(self) -> Callable[[Container[Owner]], bool]:
+    def _all_go_on(self) -> Callable[[Container[Party]], bool]:
         return lambda free: all(hop.other in free for hop in self.hops)
 
 
-def find_ring(start: Owner, wait_of: Callable[[Owner], Optional[Wait]]) -> tuple[Hop, ...]:
+@attrs.define(eq=False)
+class OtherWait:
+    """A wait for something that is no lock.
+
+    Attributes:
+        owner: who waits.
+        name: what for: the name of an agent or event.
+        what: the same in words.
+        whom: whom for, asked whenever somebody looks.
+        blocks: the loop whose thread sleeps in it.
+        bell: what wakes it to look again whether it can end.
+    """
+
+    owner: Owner
+    name: str
+    what: str
+    whom: Callable[[], Wait]
+    blocks: Optional[AbstractEventLoop] = None
+    bell: Optional[Bell] = None
+
+
+class Graph(Protocol):
+    """Who waits for whom, for locks and otherwise: the lock table."""
+
+    def begin_wait(self, wait: OtherWait) -> None:
+        """Somebody is about to wait; raises `DeadlockError` if that could never end (L5)."""
+
+    def end_wait(self, wait: OtherWait) -> None:
+        """It is over."""
+
+    def look_again(self, loop: AbstractEventLoop) -> None:
+        """Something more is to run on this loop: a wait that blocks it is woken, and begins anew or is refused."""
+
+    def warn_after(self, blocks: Optional[AbstractEventLoop]) -> Optional[float]:
+        """After how many seconds a wait, on the thread of that loop, is worth a warning; None: never (L12)."""
+
+
+def find_ring(start: Party, wait_of: Callable[[Party], Optional[Wait]]) -> tuple[Hop, ...]:
     """The hops from `start` around a ring, if it could never go on; else nothing. None: it waits for nobody."""
-    waits: dict[Owner, Wait] = {}
-    free: set[Owner] = set()
+    waits: dict[Party, Wait] = {}
+    free: set[Party] = set()
     todo = [start]
     while todo:
         owner = todo.pop()
@@ -180,7 +223,7 @@ def find_ring(start: Owner, wait_of: Callable[[Owner], Optional[Wait]]) -> tuple
         free.update(able)
         more = bool(able)
     ring: list[Hop] = []
-    passed: set[Owner] = set()
+    passed: set[Party] = set()
     while start not in free and start not in passed:
         passed.add(start)
         ring.append(next(hop for hop in waits[start].hops if hop.other not in free))
@@ -191,8 +234,10 @@ def find_ring(start: Owner, wait_of: Callable[[Owner], Optional[Wait]]) -> tuple
 # -- in words -----------------------------------------------------------------------------------------------
 
 
-def named(owner: Owner, agent: Optional[str] = None) -> str:
+def named(owner: Party, agent: Optional[str] = None) -> str:
     """The owner with the agent that it runs: `agent 'writer' (thread "T1")`."""
+    if isinstance(owner, AbstractEventLoop):
+        return "an event loop that is to run a handler"
     agent = agent or agent_of(owner)
     return f"agent {agent!r} ({in_words(owner)})" if agent else in_words(owner)
 
@@ -206,8 +251,10 @@ def age(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def where(owner: Owner) -> Optional[str]:
+def where(owner: Party) -> Optional[str]:
     """The line of the program that a thread or task is at, past our own code and the standard library's waits."""
+    if isinstance(owner, AbstractEventLoop):
+        return None
     for frame in _frames(owner):
         path = frame.f_code.co_filename
         if not path.startswith(_PACKAGE) and not any(part in path for part in _PLUMBING):
@@ -250,13 +297,12 @@ def ring_in_words(ring: tuple[Hop, ...], now: float) -> tuple[str, ...]:
     for number, hop in enumerate(ring):
         verb = "would wait" if number == 0 else "waits"
         who, other = named(hop.waiter), named(hop.other)
-        if hop.what is not None:
-            sentences.append(f"{who} {verb} for {hop.what}, which {other} is running{at(where(hop.waiter))}")
+        if hop.why is not None:
+            before, after = hop.why
+            sentences.append(f"{who} {verb} for {before} {other}{after}{at(where(hop.waiter))}")
         elif hop.lock is None:
-            sentences.append(
-                f"{who} can't go on, because the thread of its event loop is blocked: {other} waits there in a "
-                "blocking acquire (use `async with` there)"
-            )
+            blocked = "that loop" if isinstance(hop.waiter, AbstractEventLoop) else f"the event loop of {who}"
+            sentences.append(f"{blocked} can't go on: {other} blocks its thread (use `async with` or `await` there)")
         elif hop.since is None:
             sentences.append(
                 f"{who} {verb} for lock {hop.lock!r} behind {other}, who stands ahead in line{at(where(hop.waiter))}"

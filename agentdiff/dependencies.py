@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 import threading
-from typing import Any, Callable, Optional, Protocol
+from asyncio import AbstractEventLoop
+from typing import Any, Callable, Optional
 
 import attrs
 
 from ._clock import Clock
-from ._owner import Owner, in_words, lent_worker
+from ._log import about, logger
+from ._owner import Owner, in_words, lent_worker, running_loop
 from ._waitqueue import Bell, TaskBell, ThreadBell
-from .deadlock import Hop, Wait, age, where
+from .deadlock import Graph, Hop, OtherWait, Wait, age, at, where
 from .errors import CoordinationTimeoutError, DeadlockError, DependencyFailedError
 
 
@@ -40,20 +42,10 @@ class AgentInfo:
     where: Optional[str]
 
 
-class Graph(Protocol):
-    """Who waits for whom, for locks and otherwise: the lock table."""
-
-    def begin_wait(self, owner: Owner, wait: Callable[[], Wait], name: str) -> None:
-        """`owner` is about to wait; raises `DeadlockError` if that could never end (L5)."""
-
-    def end_wait(self, owner: Owner) -> None:
-        """It waits no more."""
-
-
 class Running:
     """One call of an agent, while it runs."""
 
-    __slots__ = ("agent", "bell", "missing", "owner", "run", "since")
+    __slots__ = ("agent", "bell", "missing", "owner", "run", "since", "warned")
 
     def __init__(self, agent: str, run: Optional[str], owner: Owner, since: float) -> None:
         self.agent: str = agent
@@ -62,6 +54,7 @@ class Running:
         self.since: float = since
         self.missing: tuple[str, ...] = ()  # what it waits for
         self.bell: Optional[Bell] = None
+        self.warned: bool = False  # that this takes long
 
 
 class _Run:
@@ -156,27 +149,24 @@ class Dependencies:
             DeadlockError: one of them waits, in the end, for this very call (L5).
         """
         deadline = self._deadline(timeout)
+        wait = self._wait_of(call, running_loop())
         try:
             while not self._is_ready(call, after, bell := ThreadBell()):
-                left = self._left(call, deadline, timeout)
-                self._refuse_ring(call)
-                self._graph.begin_wait(call.owner, lambda: self._wait_of(call), call.missing[0])
+                spell = self._spell(call, wait, deadline, timeout)
                 with lent_worker():
-                    bell.sleep(self._clock, left)
+                    bell.sleep(self._clock, spell)
         finally:
-            self._stop(call)
+            self._stop(call, wait)
 
     async def wait_async(self, call: Running, after: tuple[str, ...], timeout: Optional[float]) -> None:
         """The same on a loop, which goes on meanwhile."""
         deadline = self._deadline(timeout)
+        wait = self._wait_of(call, None)
         try:
             while not self._is_ready(call, after, bell := TaskBell()):
-                left = self._left(call, deadline, timeout)
-                self._refuse_ring(call)
-                self._graph.begin_wait(call.owner, lambda: self._wait_of(call), call.missing[0])
-                await bell.sleep(self._clock, left)
+                await bell.sleep(self._clock, self._spell(call, wait, deadline, timeout))
         finally:
-            self._stop(call)
+            self._stop(call, wait)
 
     def _is_ready(self, call: Running, after: tuple[str, ...], bell: Bell) -> bool:
         """Whether the call may start; if not, the bell will ring when something has changed."""
@@ -198,18 +188,26 @@ class Dependencies:
             call.bell = bell
         return not call.missing
 
-    def _stop(self, call: Running) -> None:
+    def _wait_of(self, call: Running, blocks: Optional[AbstractEventLoop]) -> OtherWait:
+        """What the graph is to know of this wait."""
+        return OtherWait(call.owner, call.agent, "", lambda: self._whom(call), blocks)
+
+    def _stop(self, call: Running, wait: OtherWait) -> None:
         with self._mutex:
             call.missing = ()
             call.bell = None
-        self._graph.end_wait(call.owner)
+        self._graph.end_wait(wait)
 
-    def _wait_of(self, call: Running) -> Wait:
+    def _whom(self, call: Running) -> Wait:
         """Whose calls may bring what it waits for: of each agent that runs now, one. One that doesn't may begin yet."""
         with self._mutex:
             calls = self._runs.setdefault(call.run, _Run()).calls
             by_agent = [
-                [Hop(call.owner, other.owner, None, None, f"agent {name!r}") for other in calls if other.agent == name]
+                [
+                    Hop(call.owner, other.owner, None, None, (f"agent {name!r}, which", " is running"))
+                    for other in calls
+                    if other.agent == name
+                ]
                 for name in call.missing
             ]
         return Wait(
@@ -256,18 +254,34 @@ class Dependencies:
     def _deadline(self, timeout: Optional[float]) -> Optional[float]:
         return None if timeout is None else self._clock.monotonic() + timeout
 
-    def _left(self, call: Running, deadline: Optional[float], timeout: Optional[float]) -> Optional[float]:
-        if deadline is None or timeout is None:
-            return None
-        left = deadline - self._clock.monotonic()
-        if left <= 0:
+    def _spell(
+        self, call: Running, wait: OtherWait, deadline: Optional[float], timeout: Optional[float]
+    ) -> Optional[float]:
+        """How long to sleep until the time is up, or the wait is worth a warning (L12); refuses for ever (L5)."""
+        now = self._clock.monotonic()
+        if deadline is not None and timeout is not None and deadline <= now:
             missing = ", ".join(map(repr, call.missing))
             raise CoordinationTimeoutError(
                 f"agent {call.agent!r} did not start: within {age(timeout)}, {missing} did not complete in its run",
                 name=call.missing[0],
                 timeout=timeout,
             )
-        return left
+        self._refuse_ring(call)
+        wait.name = call.missing[0]
+        wait.what = f"agent {wait.name!r}"
+        self._graph.begin_wait(wait)
+        slow = None if call.warned else self._graph.warn_after(wait.blocks)
+        if slow is not None and call.since + slow <= now:
+            call.warned = True
+            slow = None
+            self._warn(call, wait.blocks is not None)
+        ends = [deadline, None if slow is None else call.since + slow]
+        return min((end - now for end in ends if end is not None), default=None)
+
+    def _warn(self, call: Running, blocks_loop: bool) -> None:
+        hint = "\n  -> It blocks its event loop meanwhile: make the agent an `async def`." if blocks_loop else ""
+        told = "\n".join(explain_agents(self.snapshot(), call.agent, call.run))
+        logger.warning("%s%s", told, hint, extra=about(agent=call.agent, run=call.run))
 
     # -- looking ------------------------------------------------------------------------------------------
 
@@ -293,16 +307,30 @@ def _by_age(call: tuple[Running, Any]) -> float:
     return call[0].since
 
 
-def explain_agents(agents: tuple[AgentInfo, ...]) -> list[str]:
-    """Which agents wait for which, in plain words (L11)."""
-    running = {(agent.name, agent.run) for agent in agents}
+def explain_agents(
+    agents: tuple[AgentInfo, ...], only: Optional[str] = None, only_run: Optional[str] = None
+) -> list[str]:
+    """Which agents wait for which, in plain words, and what to do (L11)."""
+    running = {(agent.name, agent.run): agent for agent in agents}
     told = []
     for agent in agents:
-        if agent.waits_for:
-            run = f" in run {agent.run!r}" if agent.run is not None else ""
-            waited = age(agent.running_for)
-            missing = ", ".join(
-                f"{name!r} ({'running' if (name, agent.run) in running else 'not started'})" for name in agent.waits_for
-            )
-            told.append(f"Agent {agent.name!r} ({agent.who}) has waited for {waited} for {missing}{run}.")
+        if not agent.waits_for or (only is not None and (agent.name, agent.run) != (only, only_run)):
+            continue
+        run = f" in run {agent.run!r}" if agent.run is not None else ""
+        missing = ", ".join(
+            f"{name!r} ({'running' if (name, agent.run) in running else 'not started'})" for name in agent.waits_for
+        )
+        lines = [
+            f"Agent {agent.name!r} ({agent.who}) has waited for {age(agent.running_for)} for {missing}{run}.",
+            *(f"  -> {_advice(name, run, running.get((name, agent.run)))}" for name in agent.waits_for),
+        ]
+        told.append("\n".join(lines))
     return told
+
+
+def _advice(name: str, run: str, call: Optional[AgentInfo]) -> str:
+    if call is None:
+        return f"Nobody has called {name!r}{run} yet: who is to?"
+    if call.waits_for:
+        return f"{name!r} waits itself: see there."
+    return f"{name!r} is at work{at(call.where)}."

@@ -19,7 +19,7 @@ import attrs
 from ._owner import GeneratorOwner, Owner
 from ._places import Book, LockEntry, Place, Slot, ahead_of, closed, hops_to, lender
 from ._waitqueue import WaitQueue
-from .deadlock import Hop, LimitInfo, Wait
+from .deadlock import Hop, LimitInfo, Party, Wait
 from .errors import check_amount
 
 
@@ -308,7 +308,7 @@ class LimitEntry:
         """Whether it couldn't enter if it were let in: its loop's thread sleeps in a blocking acquire."""
         return waiter.bell is not None and waiter.bell.loop in self.book.blocked
 
-    def _comes_in(self, waiter: Place, free: Container[Owner]) -> bool:
+    def _comes_in(self, waiter: Place, free: Container[Party]) -> bool:
         """Whether it does some time, if of all others only those go on who are in `free`."""
         limit = self.limit
         staying = [slot for slot in self._chains if slot.owner is not None and slot.owner not in free]

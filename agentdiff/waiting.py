@@ -14,9 +14,11 @@ from typing import Any, Callable, Optional, Protocol
 
 from ._clock import Clock, check_timeout
 from ._lanes import Away, Delivery, Lane
-from ._owner import LOCAL, current_task_of, lent_worker, running_loop
+from ._log import about, logger
+from ._owner import LOCAL, Owner, current_owner, current_task_of, lent_worker, running_loop
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import Workers, look_whether_all_wait
+from .deadlock import Graph, Hop, OtherWait, Party, Wait, at, named, where
 from .errors import CoordinationTimeoutError
 from .events import CAUSE, Event, as_regex, check_name
 
@@ -76,10 +78,12 @@ class Expected:
         Raises:
             CoordinationTimeoutError: it did not come in time.
             ClosedError: the coordinator has been closed meanwhile.
-            DeadlockError: nobody is left who could emit it: the process is ending (E6).
+            DeadlockError: nobody is left who could emit it: the process is ending (E6); or this is a handler, and could
+                never go on in its place in the run's order (L5).
         """
         timeout = self._check(timeout)
-        self._bus.waits.sleep(self._add, self._drop, self._is_over, timeout, lane_too=True)
+        wait = self._bus.waits.for_event(self.name)
+        self._bus.waits.sleep(self._add, self._drop, self._is_over, timeout, wait, lane_too=True)
         return self._outcome(timeout)
 
     async def wait_async(self, timeout: Optional[float] = None) -> Event:
@@ -89,7 +93,8 @@ class Expected:
         self._add(bell)
         try:
             if not self._is_over() and timeout != 0:
-                await self._bus.waits.sleep_async(bell, self._is_over, timeout, lane_too=True)
+                wait = self._bus.waits.for_event(self.name)
+                await self._bus.waits.sleep_async(bell, self._is_over, timeout, wait, lane_too=True)
         finally:
             self._drop(bell)
         return self._outcome(timeout)
@@ -149,10 +154,11 @@ class Expected:
 class _Wait:
     """A handler's wait: whose, and whether it is over though the handler may not have noticed yet."""
 
-    __slots__ = ("_deadline", "_done", "delivery")
+    __slots__ = ("_deadline", "_done", "delivery", "owner")
 
     def __init__(self, delivery: Delivery, done: Callable[[], bool], deadline: Optional[float]) -> None:
         self.delivery: Delivery = delivery
+        self.owner: Owner = current_owner()
         self._done = done
         self._deadline = deadline
 
@@ -163,9 +169,11 @@ class _Wait:
 class Waits:
     """How threads and tasks of one coordinator wait, and which of its handlers do."""
 
-    def __init__(self, clock: Clock, workers: Workers) -> None:
+    def __init__(self, clock: Clock, workers: Workers, graph: Graph, away: Collection[Away]) -> None:
         self._clock = clock
         self._workers = workers
+        self._graph = graph
+        self._away = away
         self._now: set[_Wait] = set()  # of handlers
 
     def __len__(self) -> int:
@@ -189,21 +197,36 @@ class Waits:
         drop: Callable[[Bell], None],
         done: Callable[[], bool],
         timeout: Optional[float],
+        wait: Optional[OtherWait] = None,
         lane_too: bool = False,
     ) -> bool:
         """Block this thread until `done()`, or for `timeout` seconds; tell which. `add` and `drop` say whom to ring.
 
         A worker is lent meanwhile to others, and with `lane_too` the lane of the handler that waits here (E16).
+
+        Raises:
+            DeadlockError: this `wait` could never end (L5).
         """
         deadline = self._deadline(timeout)
+        handled = _delivery_here() if lane_too else None
+        lane: Optional[Lane] = LOCAL.lane if lane_too and running_loop() is None else None
+        warn_at: Optional[float] = None
+        if wait is not None:
+            wait.blocks = running_loop()
+            if wait.blocks is not None:
+                warn_at = self._deadline(self._graph.warn_after(wait.blocks))
         while not done():
-            left = None if deadline is None else deadline - self._clock.monotonic()
-            if left is not None and left <= 0:
+            now = self._clock.monotonic()
+            if deadline is not None and deadline <= now:
                 return False
+            if wait is not None and warn_at is not None and warn_at <= now:
+                warn_at = None
+                _warn(wait)
+            left = min((end - now for end in (deadline, warn_at) if end is not None), default=None)
             bell = ThreadBell()
             add(bell)
             try:
-                with self._lent(done, deadline, lane_too):
+                with _noted(handled, done, deadline), self._known(wait, bell, lane), _lent(lane):
                     if self._workers.short_of_threads:  # at the exit of the process: nobody else may be there to do it
                         self._workers.run_jobs()
                         look_whether_all_wait()
@@ -215,13 +238,18 @@ class Waits:
         return True
 
     async def sleep_async(
-        self, bell: TaskBell, done: Callable[[], bool], timeout: Optional[float], lane_too: bool = False
+        self,
+        bell: TaskBell,
+        done: Callable[[], bool],
+        timeout: Optional[float],
+        wait: Optional[OtherWait] = None,
+        lane_too: bool = False,
     ) -> None:
         """Let this task sleep until the bell is rung; its lane goes on meanwhile, if it is a handler's (E16)."""
         delivery = _delivery_here() if lane_too else None
         away = _away_here(delivery)
         lane = away.lane if away is not None else None
-        with _noted(delivery, done, self._deadline(timeout)):
+        with _noted(delivery, done, self._deadline(timeout)), self._known(wait, bell, lane):
             if away is None or lane is None:
                 await bell.sleep(self._clock, timeout)
                 return
@@ -231,26 +259,86 @@ class Waits:
             finally:
                 if not loan.reclaimed:  # else this is a mere collection: the loop has been closed
                     await lane.take_back_async(loan)
+                    lane.holder = away
                     away.loan = None
-
-    @contextmanager
-    def _lent(self, done: Callable[[], bool], deadline: Optional[float], lane_too: bool) -> Iterator[None]:
-        """While this thread sleeps, others do its work."""
-        lane: Optional[Lane] = LOCAL.lane if lane_too and running_loop() is None else None
-        with _noted(_delivery_here() if lane_too else None, done, deadline), lent_worker():
-            if lane is None:
-                yield
-                return
-            loan = lane.lend()
-            LOCAL.lane = None  # what this thread may do meanwhile has nothing to do with it
-            try:
-                yield
-            finally:
-                LOCAL.lane = lane
-                lane.take_back(loan)
 
     def _deadline(self, timeout: Optional[float]) -> Optional[float]:
         return None if timeout is None else self._clock.monotonic() + timeout
+
+    # -- for whom (L5) ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _known(self, wait: Optional[OtherWait], bell: Bell, lane: Optional[Lane]) -> Iterator[None]:
+        """While this wait lasts, for which the lane is lent, the graph knows of it; refused if it could never end."""
+        if wait is None:
+            yield
+            return
+        wait.bell = bell
+        holder = None
+        if lane is not None:
+            holder, lane.holder = lane.holder, None
+        try:
+            self._graph.begin_wait(wait)
+        except BaseException:
+            if lane is not None:
+                lane.holder = holder
+            raise
+        try:
+            yield
+        finally:
+            self._graph.end_wait(wait)
+
+    def for_delivery(self, delivery: Delivery) -> OtherWait:
+        """A wait here for all handlers of this event."""
+
+        def parties() -> list[Party]:
+            if delivery.done:
+                return []
+            found: list[Party] = [wait.owner for wait in list(self._now) if wait.delivery is delivery]
+            found += [away.party for away in list(self._away) if away.delivery is delivery]
+            if delivery.lane is not None and not delivery.has_beside:  # else the lane may have gone on
+                found += self._at_work_in(delivery.lane)
+            return found
+
+        return self._wait(delivery.name, f"event {delivery.name!r}", parties)
+
+    def for_event(self, name: str) -> OtherWait:
+        """A wait here for an event that anybody may emit."""
+        return self._wait(name, f"event {name!r}", list)
+
+    def for_all(self, lane: Optional[Lane], what: str) -> OtherWait:
+        """A wait here for all that is pending, in a lane or in all of them."""
+
+        def parties() -> list[Party]:
+            if lane is not None:
+                return self._at_work_in(lane)
+            return [*list(self._workers.owners), *(away.party for away in list(self._away))]
+
+        return self._wait("join", what, parties)
+
+    @staticmethod
+    def _at_work_in(lane: Lane) -> list[Party]:
+        """Who must go on before the next event of this lane can be handled."""
+        holder = lane.holder
+        if holder is None:
+            return []
+        return [holder.party if isinstance(holder, Away) else holder]
+
+    def _wait(self, name: str, what: str, parties: Callable[[], list[Party]]) -> OtherWait:
+        me = current_owner()
+        away = _away_here(_delivery_here())
+        mine: Optional[Lane] = away.lane if away is not None else None if running_loop() else LOCAL.lane
+
+        def whom() -> Wait:
+            found = [(party, what) for party in parties()]
+            if mine is not None:  # it goes on when it has its lane back
+                found += [(party, "its turn") for party in self._at_work_in(mine)]
+            others = [(party, (f"{for_what}, held up by", "")) for party, for_what in found if party is not me]
+            return Wait([Hop(me, other, None, None, why) for other, why in others])
+
+        return OtherWait(me, name, what, whom)
+
+    # -- which handlers wait --------------------------------------------------------------------------------
 
     def begin(self, wait: _Wait) -> None:
         """A handler waits."""
@@ -259,6 +347,32 @@ class Waits:
     def end(self, wait: _Wait) -> None:
         """It goes on."""
         self._now.discard(wait)
+
+
+@contextmanager
+def _lent(lane: Optional[Lane]) -> Iterator[None]:
+    """While this thread sleeps, others do its work, and what comes next in the lane."""
+    with lent_worker():
+        if lane is None:
+            yield
+            return
+        loan = lane.lend()
+        LOCAL.lane = None  # what this thread may do meanwhile has nothing to do with it
+        try:
+            yield
+        finally:
+            LOCAL.lane = lane
+            lane.take_back(loan)
+
+
+def _warn(wait: OtherWait) -> None:
+    logger.warning(
+        "%s waits for %s and blocks its event loop meanwhile: use `await`, or `async with Coordinator()`%s",
+        named(wait.owner),
+        wait.what,
+        at(where(wait.owner)),
+        extra=about(),
+    )
 
 
 def _delivery_here() -> Optional[Delivery]:

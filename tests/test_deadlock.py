@@ -139,7 +139,7 @@ def test_L5_a_blocking_acquire_that_its_own_loop_must_release_is_refused(coord: 
         await task
         return str(caught.value)
 
-    assert "use `async with` there" in asyncio.run(main())
+    assert "use `async with` or `await` there" in asyncio.run(main())
 
 
 def test_L5_a_loop_blocked_for_somebody_who_waits_for_its_task_is_refused(coord: Coordinator) -> None:

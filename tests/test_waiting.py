@@ -462,6 +462,19 @@ def test_E16_later_handlers_of_the_event_do_not_overtake_a_wait(coord):
     assert order == ["waits", "overtakes", "goes on", "second"]
 
 
+def test_E16_a_handler_after_an_async_one_lends_its_lane_too(coord):
+    """Whoever goes on with the event has the same turn: what it emits in its run is handled while it waits."""
+
+    @coord.on("work")
+    async def first(data):
+        return "first"
+
+    coord.on("work", lambda data: coord.emit("question").wait(10).results)
+    coord.on("question", lambda data: "answer")
+    with coord.run("r"):
+        assert coord.emit("work").wait(10).results == ("first", ("answer",))
+
+
 def test_E16_a_lock_wait_lends_the_worker_and_not_the_lane():
     """With one worker, another run's handler goes on; an event of the same run stays behind."""
     with Coordinator(name="test", workers=1) as coord:
