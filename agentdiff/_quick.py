@@ -31,6 +31,8 @@ class Table(Limiter, Protocol):
 
     def release(self, name: str, me: Owner, of_block: bool = False) -> None: ...
 
+    def free(self, slot: Slot, me: Owner) -> None: ...
+
     def pass_on(self, name: str) -> None: ...
 
     def hand_over(self, slot: Slot) -> bool: ...
@@ -39,7 +41,8 @@ class Table(Limiter, Protocol):
 def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closures, flat on purpose)
     """What makes, for a door, the ways in and out."""
     slots, entries, settle, now = table.book.slots, table.book.entries, table.settle, table.book.now
-    slowly, release, pass_on, hand_over = table.enter, table.release, table.pass_on, table.hand_over
+    slowly, release, free = table.enter, table.release, table.free
+    pass_on, hand_over = table.pass_on, table.hand_over
     slowly_async = table.enter_async
     setdefault = slots.setdefault
     find = slots.get
@@ -94,10 +97,14 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
             kind: Optional[type[BaseException]] = None,
             error: Optional[BaseException] = None,
             trace: Optional[TracebackType] = None,
+            kept: Optional[Slot] = None,
         ) -> None:
-            """End the block that this context has entered last."""
-            slot: Optional[Slot] = held()
-            if slot is not None and find(name) is slot:
+            """End the block that this context has entered last; or an entry to a slot that was kept, if it is there."""
+            slot = find(name)
+            if slot is not None and (
+                slot is (kept or held())
+                or (kept is None and slot.owner is (current_owner() if tasks else local.me))  # another was taken within
+            ):
                 depth = slot.depth
                 if depth > 1:
                     slot.depth = depth - 1
@@ -110,7 +117,10 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
                     return
                 if hand_over(slot):
                     return
-            release(name, current_owner(), True)
+            if kept is not None:
+                free(kept, current_owner())
+            else:
+                release(name, current_owner(), True)
 
         async def enter_async() -> Slot:
             me = task_of(loop_here()) or running_task(f"lock {name!r}")

@@ -20,7 +20,7 @@ from typing import Any, Callable, Optional, TypeVar, Union, cast
 from ._clock import Clock, check_timeout
 from ._lanes import Cause, Lane, cause_here
 from ._log import about, logger
-from ._owner import AGENT_CODES, HOLDS, LOCAL, TASKS, GeneratorOwner, Owner, current_owner
+from ._owner import AGENT_CODES, HOLDS, GeneratorOwner, Owner, current_owner
 from ._places import Door, How, Slot
 from ._table import LockTable
 from .bus import Bus
@@ -452,30 +452,28 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
             return _call(agent, fn, args, kwargs)
 
         return locking
-    enter, *_ = agent.table.ways(Door(agent.table, only, How(agent.timeout_given, agent.name)))
-    release = agent.table.free
+    enter, leave, *_ = agent.table.ways(Door(agent.table, only, How(agent.timeout_given, agent.name)))
 
     @functools.wraps(fn)
     def quickly_locking(*args: Any, **kwargs: Any) -> Any:
         version = agent.unheard_at
         if bus.version != version:
             return _call(agent, fn, args, kwargs)
-        me = current_owner() if TASKS else LOCAL.me
         slot = None
         try:
-            slot = enter(me)
+            slot = enter()
             result = fn(*args, **kwargs)
         except BaseException as error:
             if slot is not None:
-                release(slot, me)
+                leave(None, None, None, slot)
             if bus.version != version:
                 _Call(agent, args, kwargs, tell=False).end(error=error)
             raise
         if type(result) in _LIVE:
             call = _Call(agent, args, kwargs, tell=False)
-            call.slots, call.owner = (slot,), me
+            call.slots, call.owner = (slot,), current_owner()
             return _ended(call, result)
-        release(slot, me)
+        leave(None, None, None, slot)
         if bus.version != version:
             return _ended(_Call(agent, args, kwargs, tell=False), result)
         return result
