@@ -8,10 +8,9 @@ counted. `mark` is the length from which on whoever puts has to attend: -1 while
 from __future__ import annotations
 
 import threading
-from asyncio import get_running_loop
 from collections import deque
 from operator import itemgetter
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional
 
 from .._clock import Clock
 from .._log import about, logger
@@ -26,6 +25,19 @@ BATCH = 1000
 _FIRST_RETRY = 0.05
 _LAST_RETRY = 1.0
 _by_time = itemgetter(2)
+
+
+class _Countdown:
+    """How long to wait still, in seconds; None: for ever."""
+
+    def __init__(self, clock: Clock, timeout: Optional[float], begun: Optional[float] = None) -> None:
+        self.clock = clock
+        begun = clock.monotonic() if begun is None else begun
+        self._end = None if timeout is None else begun + timeout
+
+    @property
+    def left(self) -> Optional[float]:
+        return None if self._end is None else max(0.0, self._end - self.clock.monotonic())
 
 
 class Writer:
@@ -53,7 +65,7 @@ class Writer:
         size: int = BUFFER,
     ) -> None:
         self.store = store
-        self.flush_timeout = flush_timeout
+        self._flush_timeout = flush_timeout
         self.mark: int = -1
         self._record_of = record_of
         self._clock = clock
@@ -69,12 +81,12 @@ class Writer:
         self._bells: list[Bell] = []
         self._hand: list[Any] = []  # what is being written
         self._given_up: list[Any] = []  # what was being written when nobody wanted to wait any longer
+        self._singly = 0  # how many are to be written one by one
         self._thread: Optional[threading.Thread] = None
         self._ending = False
         self._stopped = False  # or is just being stopped
         self._hurried = False  # somebody waits: no time to gather
         self._down: Optional[float] = None  # since when the store is away
-        self._told = False  # of what has been lost lately
         self._lost = 0  # lately
         self.stored: int = 0
         self.dropped: int = 0
@@ -125,56 +137,53 @@ class Writer:
 
     # -- for those who wait ---------------------------------------------------------------------------------
 
-    def flush(self, timeout: Optional[float], clock: Optional[Clock] = None) -> bool:
+    def flush(self, timeout: Optional[float]) -> bool:
         """Wait on this thread until what has been put in so far is written, or lost; False: not in time."""
-        clock = clock or self._clock
-        deadline = None if timeout is None else clock.monotonic() + timeout
-        is_done = self._aim()
+        return self._wait(self._aim(), _Countdown(self._clock, timeout))
+
+    def _wait(self, is_over: Callable[[], bool], countdown: _Countdown) -> bool:
         while True:
             bell = ThreadBell()
-            if is_done(bell):
+            if self._ask(is_over, bell):
                 return True
-            left = None if deadline is None else deadline - clock.monotonic()
-            if left is not None and left <= 0:
+            left = countdown.left
+            if left == 0:
                 self._drop(bell)
                 return False
             self.hurry()
-            bell.sleep(clock, left)
+            bell.sleep(countdown.clock, left)
             self._drop(bell)
 
-    async def flush_async(self, timeout: Optional[float]) -> bool:
+    async def _flush_async(self, countdown: _Countdown) -> None:
         """The same on a loop, which goes on meanwhile."""
-        clock = self._clock
-        deadline = None if timeout is None else clock.monotonic() + timeout
-        is_done = self._aim()
-        get_running_loop()
+        is_over = self._aim()
         while True:
             bell = TaskBell()
-            if is_done(bell):
-                return True
+            if self._ask(is_over, bell):
+                return
             try:
-                left = None if deadline is None else deadline - clock.monotonic()
-                if left is not None and left <= 0:
-                    return False
+                left = countdown.left
+                if left == 0:
+                    return
                 self.hurry()
-                await bell.sleep(clock, left)
+                await bell.sleep(countdown.clock, left)
             finally:
                 self._drop(bell)
 
-    def _aim(self) -> Callable[[Bell], bool]:
-        """What asks whether all that is here now is done; if not, the bell is rung when there is something to see."""
+    def _aim(self) -> Callable[[], bool]:
+        """What tells, under the mutex, whether all that is here now is done."""
         with self._mutex:
             hand = self._hand
             target = self._done + len(hand) + len(self._buffer)
+        return lambda: self._done >= target and (not hand or self._hand is not hand)
 
-        def is_done(bell: Bell) -> bool:
-            with self._mutex:
-                if self._done >= target and (not hand or self._hand is not hand):
-                    return True
-                self._bells.append(bell)
-                return False
-
-        return is_done
+    def _ask(self, is_over: Callable[[], bool], bell: Bell) -> bool:
+        """Whether it is over; if not, the bell is rung when there is something new to see."""
+        with self._mutex:
+            if is_over():
+                return True
+            self._bells.append(bell)
+            return False
 
     @property
     def _done(self) -> int:
@@ -207,58 +216,44 @@ class Writer:
             self._ending = True
         self._wake.ring()
 
-    def stop(self, timeout: Union[float, Any, None] = ..., clock: Optional[Clock] = None) -> None:
+    def stop(self) -> None:
         """Have everything written and the thread ended, within `flush_timeout`; what is not is counted as lost."""
-        clock = clock or self._clock
-        timeout = self.flush_timeout if timeout is ... else timeout
-        self._stopped = True
-        begun = clock.monotonic()
-        done = self.flush(timeout, clock)
-        self.end()
-        if not done:
-            self._give_up(timeout or 0)
-        thread = self._thread
-        while thread is not None and thread is not threading.current_thread() and thread.is_alive():
-            bell = ThreadBell()
-            with self._mutex:
-                self._bells.append(bell)
-                if self._thread is None:
-                    break
-            left = None if timeout is None else timeout - (clock.monotonic() - begun)
-            if left is not None and left <= 0:
-                return
-            self._wake.ring()
-            bell.sleep(clock, left)
-        if thread is not None and self._thread is None:
-            thread.join()
+        self._stop(_Countdown(self._clock, self._flush_timeout))
 
     def stop_by(self, begun: float) -> None:
         """The same at the exit of the process; others may have used up some of the time since `begun`."""
-        if self._stopped:
-            return
-        clock = Clock()
-        left = None if self.flush_timeout is None else self.flush_timeout - (clock.monotonic() - begun)
-        self.stop(None if left is None else max(left, 0), clock)
+        if not self._stopped:
+            self._stop(_Countdown(Clock(), self._flush_timeout, begun))
 
     async def stop_async(self) -> None:
         """The same on a loop, which goes on while events are being written."""
-        begun = self._clock.monotonic()
-        await self.flush_async(self.flush_timeout)
-        left = None if self.flush_timeout is None else self.flush_timeout - (self._clock.monotonic() - begun)
-        self.stop(None if left is None else max(left, 0))
+        countdown = _Countdown(self._clock, self._flush_timeout)
+        await self._flush_async(countdown)
+        self._stop(countdown)
 
-    def _give_up(self, timeout: float) -> None:
+    def _stop(self, countdown: _Countdown) -> None:
+        self._stopped = True
+        done = self._wait(self._aim(), countdown)
+        self.end()
+        if not done:
+            self._lose_all(f"{self.store} did not take them within {self._flush_timeout:.3g} s")
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return
+        if self._wait(lambda: self._thread is None, countdown):
+            thread.join()
+
+    def _lose_all(self, why: str) -> None:
+        """What waits, and what is being written, is given up."""
         with self._mutex:
             lost = len(self._buffer)
+            self._buffer.clear()
             if self._given_up is not self._hand:
                 self._given_up = self._hand
                 lost += len(self._hand)
-            self._buffer.clear()
             self.dropped += lost
         if lost:
-            logger.error(
-                "%d events are lost: %s did not take them within %.3g s", lost, self.store, timeout, extra=about()
-            )
+            logger.error("%d events are lost: %s", lost, why, extra=about())
 
     # -- the thread -------------------------------------------------------------------------------------------
 
@@ -299,7 +294,8 @@ class Writer:
     def _take(self) -> bool:
         with self._mutex:
             self.mark = self._size // 2
-            number = min(len(self._buffer), BATCH)
+            number = min(len(self._buffer), 1 if self._singly else BATCH)
+            self._singly = max(0, self._singly - number)
             self._hand = [self._buffer.popleft() for _ in range(number)]
             return bool(number)
 
@@ -307,23 +303,18 @@ class Writer:
         """Write a batch; as long as the store is away, again and again (S2)."""
         records = sorted(map(self._record_of, hand), key=_by_time)  # who emits first may be the second to put it here
         delay = _FIRST_RETRY
-        while True:
+        while self._given_up is not hand:
             try:
                 self.store.write(records)
             except (TypeError, ValueError) as error:
-                if len(records) > 1:
-                    self._one_by_one(hand, records)
-                else:
-                    self._refuse(hand, records[0], error)
+                self._refused(hand, records, error)
                 return
             except BaseException as error:
                 self._tell_down(error)
                 if self._ending:
-                    self._lose_all(hand)
+                    self._lose_all(f"{self.store} is away")
                     return
                 self._wake.sleep(self._clock, delay)
-                if self._given_up is hand:
-                    return
                 delay = min(2 * delay, _LAST_RETRY)
             else:
                 self._count_stored(hand)
@@ -334,22 +325,21 @@ class Writer:
         with self._mutex:
             if self._given_up is hand:  # it has been counted as lost
                 self.dropped -= len(hand)
-                self._given_up = []
             self.stored += len(hand)
             self._hand = []
 
-    def _one_by_one(self, hand: list[Any], records: list[Record]) -> None:
-        """One of them can't be kept, ever: find out which, so that the others are."""
-        by_id = {record.id: item for record, item in zip(map(self._record_of, hand), hand)}
-        for record in records:
-            self._hand = [by_id[record.id]]
-            self._write(self._hand)
-
-    def _refuse(self, hand: list[Any], record: Record, error: BaseException) -> None:
+    def _refused(self, hand: list[Any], records: list[Record], error: BaseException) -> None:
+        """One of them can't be kept, ever: they go back, to be written one by one, so that the others are kept."""
         with self._mutex:
             self._hand = []
-            if self._given_up is not hand:
-                self.dropped += 1
+            if self._given_up is hand:
+                return
+            if len(hand) > 1:
+                self._buffer.extendleft(reversed(hand))
+                self._singly = len(hand)
+                return
+            self.dropped += 1
+        (record,) = records
         logger.error(
             "event %r (%s) can't be kept by %s: %s",
             record.name,
@@ -358,18 +348,6 @@ class Writer:
             error,
             extra=about(event=record.name, agent=record.sender, run=record.run_id),
         )
-
-    def _lose_all(self, hand: list[Any]) -> None:
-        """The end has come, and the store is away: one attempt was all."""
-        with self._mutex:
-            lost = len(self._buffer)
-            if self._given_up is not hand:
-                lost += len(hand)
-            self._buffer.clear()
-            self._hand = []
-            self.dropped += lost
-        if lost:
-            logger.error("%d events are lost: %s is away", lost, self.store, extra=about())
 
     def _tell_down(self, error: BaseException) -> None:
         if self._down is None:

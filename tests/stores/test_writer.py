@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, Callable, Optional
 
 import pytest
@@ -199,6 +200,40 @@ def test_S2_a_record_that_can_never_be_kept_costs_nothing_but_itself(caplog: pyt
         assert kept(store) == [0, 1, 3, 5]
         assert (writer.stored, writer.dropped) == (4, 2)
     assert sum("can't be kept" in line.getMessage() for line in caplog.records) == 2
+
+
+def test_S1_flush_waits_for_every_event_though_they_are_written_one_by_one() -> None:
+    """Those that wait behind one that is refused are still to come, and so is what was put in after them."""
+    reached: SimpleQueue[str] = SimpleQueue()
+    go_on: SimpleQueue[None] = SimpleQueue()
+
+    class Stepwise(FakeStore):
+        def write(self, records: Sequence[Record]) -> None:
+            if len(records) == 1:
+                reached.put(records[0].id)
+                go_on.get()
+            super().write(records)
+
+    store = Stepwise()
+    store.refuses = lambda record: record.id == "id-2"
+    with writing(store) as (writer, keep):
+        for number in range(5):
+            keep(number)
+        writer.hurry()
+        try:
+            assert reached.get(timeout=10) == "id-0"
+            keep(5)
+            is_over = writer._aim()
+            for number in range(1, 6):
+                go_on.put(None)
+                assert reached.get(timeout=10) == f"id-{number}"
+                assert not is_over()
+        finally:
+            for _ in range(6):
+                go_on.put(None)
+        assert writer.flush(10)
+        assert is_over()
+        assert kept(store) == [0, 1, 3, 4, 5]
 
 
 def test_S1_flush_says_when_the_store_did_not_take_them_in_time() -> None:
