@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Callable, Optional
 
 from ._clock import Clock
+from ._limited import LimitEntry, all_limits
 from ._log import about, logger
 from ._owner import (
     HOLDS,
@@ -57,7 +58,7 @@ from .deadlock import (
     where,
 )
 from .errors import CoordinationTimeoutError, DeadlockError, NotHeldError
-from .limits import Limit, LimitEntry, all_limits
+from .limits import Limit
 
 LOOP_BLOCKED_AFTER = 0.1
 """A blocking wait on the thread of a running loop is worth a warning after so many seconds (L12)."""
@@ -111,7 +112,7 @@ class LockTable:
                 slot.owner = None
         self.book.clear()
         for entry in limited:
-            entry.forget()
+            self.entries[entry.name] = entry.renewed()
 
     # -- taking: the decision ---------------------------------------------------------------------------
 
@@ -149,8 +150,8 @@ class LockTable:
                     entry.serve()
                 slot = entry.place(waiter)
                 if slot is not None or waiter.bell is None:
-                    if whole and waiter.request is not None:
-                        waiter.request.enter(self._now())
+                    if whole and slot is not None and isinstance(entry, LimitEntry):
+                        entry.enter(slot)
                     entry.tidy()
                 else:
                     blocked = self.book.blocked
@@ -362,7 +363,7 @@ class LockTable:
         if request is not None:
             slot = request.slot or slot
             if whole:
-                self._enter([request])
+                self.all_taken((slot,))
         if slot is waiter.claim and slot.door.how.lend:
             HOLDS.set(slot)
         return slot
@@ -634,14 +635,13 @@ class LockTable:
 
     def all_taken(self, slots: Sequence[Slot]) -> None:
         """All locks of a block have been taken: it is entered now (R2)."""
-        self._enter([charge for slot in slots for charge in getattr(slot, "charges", ())])
-
-    def _enter(self, charges: Sequence[Any]) -> None:
-        if charges:
+        charged = [slot for slot in slots if hasattr(slot, "charges")]
+        if charged:
             with self._mutex:
-                now = self._now()
-                for charge in charges:
-                    charge.enter(now)
+                for slot in charged:
+                    entry = self.entries.get(slot.name)
+                    if isinstance(entry, LimitEntry):
+                        entry.enter(slot)
             self._act()
 
     def limits(self) -> tuple[LimitInfo, ...]:

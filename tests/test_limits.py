@@ -2362,7 +2362,7 @@ class Interruption:
         if not self.behind.served:
             left.append("the one behind never got its turn")
         else:
-            self.behind.request.enter(self.clock.now)
+            self.table.all_taken((self.behind.claim,))
             self.table.free(self.behind.claim, self.others[1])
         if self.held is not None:
             if self.held.depth != 1:

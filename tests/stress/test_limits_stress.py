@@ -29,9 +29,10 @@ from support import (
 
 from agentdiff import CoordinationTimeoutError, Coordinator
 from agentdiff._clock import Clock
+from agentdiff._limited import LimitEntry
 from agentdiff._places import How, Slot
 from agentdiff._table import LockTable
-from agentdiff.limits import Limit, LimitEntry
+from agentdiff.limits import Limit
 from agentdiff.locks import Lock, LockGroup
 
 SECONDS = float(os.environ.get("AGENTDIFF_STRESS_SECONDS", "0"))
