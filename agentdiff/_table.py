@@ -220,6 +220,10 @@ class LockTable:
         """It waits for that no more."""
         self.book.unlist_other(wait)
 
+    def other_waits(self) -> list[OtherWait]:
+        """All that are no waits for locks."""
+        return list(self.book.elsewhere.values())
+
     def look_again(self, loop: AbstractEventLoop) -> None:
         """Something more is to run on this loop: a wait that blocks it is woken, and begins anew or is refused."""
         blocker = self.book.blocked.get(loop)

@@ -21,7 +21,7 @@ from ._table import LockTable
 from ._workers import OwnLoop, Workers, forget_after_fork
 from .agents import LockSpec
 from .bus import Bus, RunBlock
-from .deadlock import LimitInfo, LockInfo, age, at, explain_locks
+from .deadlock import LimitInfo, LockInfo, age, at, explain_locks, explain_waits
 from .dependencies import AgentInfo, Dependencies, explain_agents
 from .errors import ClosedError, CoordinationTimeoutError, NotHeldError, check_amount
 from .events import Event
@@ -554,6 +554,7 @@ class Coordinator:
             if holder.orphaned and not lock.waiters
         ]
         told += explain_agents(snapshot.agents)
+        told += explain_waits(self._table.other_waits(), self._clock.monotonic())
         told += [
             f"{join.join}{f' in run {join.run!r}' if join.run is not None else ''} has waited for "
             f"{age(join.waiting_for)} for {', '.join(map(repr, join.missing))}; {', '.join(map(repr, join.came))} came."

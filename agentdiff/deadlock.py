@@ -176,6 +176,7 @@ class OtherWait:
         whom: whom for, asked whenever somebody looks.
         blocks: the loop whose thread sleeps in it.
         bell: what wakes it to look again whether it can end.
+        since: when it began.
     """
 
     owner: Owner
@@ -184,6 +185,7 @@ class OtherWait:
     whom: Callable[[], Wait]
     blocks: Optional[AbstractEventLoop] = None
     bell: Optional[Bell] = None
+    since: float = 0.0
 
 
 class Graph(Protocol):
@@ -354,6 +356,15 @@ def _advice(lock: LockInfo, waits: dict[str, str]) -> Iterable[str]:
         else:
             place = f"look at {holder.where}" if holder.where else "look at what it is doing"
             yield f"{holder.who} waits for no lock: {place}. If that takes long by nature, move it out of the block."
+
+
+def explain_waits(waits: Iterable[OtherWait], now: float) -> list[str]:
+    """Who waits for events, or for their end, in plain words (L11); `explain_agents` tells of those for agents."""
+    return [
+        f"{named(wait.owner)} has waited for {age(now - wait.since)} for {wait.what}{at(where(wait.owner))}."
+        for wait in waits
+        if wait.bell is not None
+    ]
 
 
 def describe_orphan(owner: Owner) -> str:

@@ -336,7 +336,7 @@ class Waits:
             others = [(party, (f"{for_what}, held up by", "")) for party, for_what in found if party is not me]
             return Wait([Hop(me, other, None, None, why) for other, why in others])
 
-        return OtherWait(me, name, what, whom)
+        return OtherWait(me, name, what, whom, since=self._clock.monotonic())
 
     # -- which handlers wait --------------------------------------------------------------------------------
 

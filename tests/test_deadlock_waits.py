@@ -495,6 +495,25 @@ def test_L11_what_is_to_be_done_for_an_agent_that_waits(coord: Coordinator) -> N
     join_all(threads)
 
 
+def test_L11_who_waits_for_events_is_told(clock: FakeClock) -> None:
+    """For which, since when, where: an event that nobody emits, a delivery, the end of all."""
+    leave = threading.Event()
+    coord = Coordinator(name="test", clock=clock)
+    coord.on("ready", lambda data: leave.wait(10))
+    ready = coord.emit("ready")
+    threads = start_all(lambda: coord.wait_for("answer"), lambda: ready.wait(), lambda: coord.join())
+    eventually(lambda: len(coord._table.book.elsewhere) == 3)
+    clock.advance(4)
+    said = coord.explain()
+    for what in ("event 'answer'", "event 'ready'", "all events"):
+        assert f"has waited for 4 s for {what}, at " in said
+    leave.set()
+    coord.emit("answer")
+    join_all(threads)
+    assert "has waited" not in coord.explain()
+    coord.close()
+
+
 def test_A5_a_refused_agent_counts_as_failed_for_those_after_it(coord: Coordinator) -> None:
     """What L5 refuses, A5 tells on."""
 
