@@ -225,9 +225,6 @@ class LimitEntry:
         waiter.request.charge = charge
         return slot
 
-    def is_due(self) -> bool:
-        return False  # to place somebody is to serve those before it
-
     def serve(self, awake: Optional[Place] = None) -> None:
         self._mend()
         now = self.book.now()

@@ -195,17 +195,21 @@ class Book:
         self.woken.clear()
 
     def list(self, waiter: Place) -> None:
-        """`waiter` has joined a line."""
-        for owner in _who_waits(waiter):
-            self.waiting[owner] = waiter
+        """`waiter` has joined a line; with a generator, whoever would take its first step waits too."""
+        owner = waiter.owner
+        self.waiting[owner] = waiter
+        if isinstance(owner, GeneratorOwner) and owner.driver is not None:
+            self.waiting[owner.driver] = waiter
         if waiter.blocks is not None:
             self.blocked[waiter.blocks] = waiter.owner
 
     def unlist(self, waiter: Place) -> None:
         """`waiter` stands in no line any more."""
-        for owner in _who_waits(waiter):
-            if self.waiting.get(owner) is waiter:
-                del self.waiting[owner]
+        owner = waiter.owner
+        if self.waiting.get(owner) is waiter:
+            del self.waiting[owner]
+        if isinstance(owner, GeneratorOwner) and owner.driver is not None and self.waiting.get(owner.driver) is waiter:
+            del self.waiting[owner.driver]
         if waiter.blocks is not None and self.blocked.get(waiter.blocks) is waiter.owner:
             del self.blocked[waiter.blocks]
 
@@ -223,13 +227,6 @@ class Book:
             del self.blocked[wait.blocks]
 
 
-def _who_waits(waiter: Place) -> tuple[Owner, ...]:
-    """Its owner; with a generator, whoever would take its first step waits too."""
-    owner = waiter.owner
-    driver = owner.driver if isinstance(owner, GeneratorOwner) else None
-    return (owner,) if driver is None else (owner, driver)
-
-
 class Entry(Protocol):
     """What there is to know of a name, and to decide: one for locks, one for limits. All under the mutex."""
 
@@ -237,9 +234,6 @@ class Entry(Protocol):
 
     def place(self, waiter: Place) -> Optional[Slot]:
         """The slot by which the waiter is inside now; None: it has joined the line, if it has a bell."""
-
-    def is_due(self) -> bool:
-        """Whether it may be somebody's turn."""
 
     def serve(self) -> None:
         """Appoint everybody whose turn it is."""
@@ -352,6 +346,8 @@ class LockEntry:
     def place(self, waiter: Place) -> Optional[Slot]:
         claim = waiter.claim
         me = waiter.owner
+        if self.chain or self.hopeful or (self.line and self.name not in self.slots):
+            self.serve()
         inside = self.inside()
         for slot in inside:
             owner = slot.owner
@@ -377,9 +373,6 @@ class LockEntry:
         if not self.chain:
             self.root = inside[0]
         self.chain.append(claim)
-
-    def is_due(self) -> bool:
-        return bool(self.chain or self.hopeful or (self.line and self.name not in self.slots))
 
     def serve(self) -> None:
         if self.chain:
@@ -441,21 +434,24 @@ class LockEntry:
         self.tidy()
 
     def hand_over(self, slot: Slot) -> bool:
-        """What `exit` and all behind it come to in the plainest case; False where this is another."""
+        """What `exit` and all behind it come to in the plainest case; False where this is another.
+
+        Everybody waits for this. So a thread is woken before the rest is done: it needs longer to wake than that takes.
+        """
         line = self.line
         if not line or self.chain or self.hopeful or self.evicted or slot.owner.__class__ is GeneratorOwner:
             return False
-        book = self.book
         heir = next(iter(line))
-        claim = heir.claim
-        self.slots[self.name] = claim
+        self.slots[self.name] = claim = heir.claim
+        heir.served = True
+        book, bell = self.book, heir.bell
+        if bell is None or bell.loop is not None or not bell.ring():
+            book.woken.append(heir)
+        claim.since = book.now()
         slot.owner = None
         slot.depth = 0
         del line[heir]
         book.unlist(heir)
-        claim.since = book.now()
-        heir.served = True
-        book.woken.append(heir)
         if not line:
             self.tidy()
         return True

@@ -139,23 +139,18 @@ class LockTable:
         """
         ring: tuple[Hop, ...] = ()
         claim = waiter.claim
-        name = claim.name
+        name = claim.door.name
         try:
             with self._mutex:
                 waiter.since = claim.since = self._now()
-                entry = self.entries.get(name)
-                if entry is None:
-                    entry = self.entries[name] = LockEntry(name, self.book)
-                elif entry.is_due():
-                    entry.serve()
+                entry = self._entry(name)
                 slot = entry.place(waiter)
                 if slot is not None or waiter.bell is None:
                     if whole and slot is not None and isinstance(entry, LimitEntry):
                         entry.enter(slot)
                     entry.tidy()
-                else:
-                    blocked = self.book.blocked
-                    ring = find_ring(waiter.owner, self._wait_of) if blocked else self._ring_of(waiter, entry)
+                elif self._may_be_stuck(entry):
+                    ring = find_ring(waiter.owner, self._wait_of)
                     if ring:
                         entry.forsake(waiter)
             if self.book.woken or self._chores:
@@ -169,14 +164,17 @@ class LockTable:
             raise
         return slot
 
-    def _ring_of(self, waiter: Place, entry: Entry) -> tuple[Hop, ...]:
-        """The ring that this wait would close."""
-        waiting, elsewhere = self.book.waiting, self.book.elsewhere
+    def _may_be_stuck(self, entry: Entry) -> bool:
+        """Whether a wait for it could close a ring: not if all who are inside can go on."""
+        book = self.book
+        if book.blocked:
+            return True
+        waiting, elsewhere = book.waiting, book.elsewhere
         for slot in entry.inside():
             owner = slot.owner
             if owner in waiting or owner in elsewhere or isinstance(owner, GeneratorOwner):
-                return find_ring(waiter.owner, self._wait_of)
-        return ()  # all who are inside can go on
+                return True
+        return False
 
     def _wait_of(self, party: Party) -> Optional[Wait]:
         """Whom `party` waits for; None: for nobody (L5). A generator amid a step goes on if its driver does."""
@@ -271,6 +269,9 @@ class LockTable:
             while not waiter.served and self._look_again(waiter):
                 with lent_worker():
                     bell.sleep(self._clock, self._spell(waiter))
+            if waiter.served and waiter.request is None and claim.door.how.lend:  # what follows, in the plainest case
+                HOLDS.set(claim)
+                return claim
             return self._wake_up(waiter, whole)
         except BaseException:
             self._give_up(waiter)
@@ -500,27 +501,23 @@ class LockTable:
         if mutex._is_owned():
             return False
         with mutex:
-            entry = self.entries.get(slot.name)
+            entry = self.entries.get(slot.door.name)
             if not isinstance(entry, LockEntry) or not entry.hand_over(slot):
                 return False
-        self._act()
+        if self.book.woken or self._chores:
+            self._act()
         return True
 
     # -- after the mutex --------------------------------------------------------------------------------
 
     def _act(self) -> None:
         """What is to be done after each stay in the mutex: wake those whose turn has come, and the chores."""
-        self._ring()
-        while self._chores and self._do_chores():
-            self._ring()
-
-    def _ring(self) -> None:
         woken = self.book.woken
-        while woken:
+        while woken or (self._chores and self._do_chores()):
             try:
                 waiter = woken.popleft()
             except IndexError:
-                return  # another thread has rung it
+                continue  # another thread has woken it
             try:
                 reached = waiter.bell is None or waiter.bell.ring()
             except BaseException:  # Ctrl-C in just this moment: nobody is to sleep on

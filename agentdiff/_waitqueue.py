@@ -32,8 +32,8 @@ class ThreadBell:
     loop = None
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()
-        self._lock.acquire()
+        self._lock = lock = allocate_lock()
+        lock.acquire()
 
     def ring(self) -> bool:
         try:  # noqa: SIM105  (quicker than suppress, on the way from one holder to the next)

@@ -110,6 +110,8 @@ class Model:
 
 
 class Bell:
+    loop = None
+
     def __init__(self) -> None:
         self.rung = False
 
