@@ -45,6 +45,9 @@ class Call:
     at: Optional[float] = None  # when its block was entered, as long as a window may hold it
 
 
+NOBODY = Call(0, 0, NEVER, None)
+
+
 class Model:
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
@@ -62,6 +65,9 @@ class Model:
     def window(self, now: float) -> list[Call]:
         """What counts at this moment. Any window that holds too many does so when the last of them enters."""
         return [call for call in self.calls if self.counts(call, now)]
+
+    def is_impossible(self, tokens: int) -> bool:
+        return self.limit.tokens is not None and tokens > self.limit.tokens
 
     def fits(self, call: Call, now: float) -> bool:
         limit, window = self.limit, self.window(now)
@@ -123,7 +129,7 @@ class Model:
         self.forget(now)
         self.limit = limit
         for call in self.those("waits"):
-            if limit.refusal("api", call.tokens):
+            if self.is_impossible(call.tokens):
                 self.end(call, "refused")
         self.serve(now)
 
@@ -181,14 +187,14 @@ def pick(callers: list[Caller], number: int) -> Caller:
     return callers[number % len(callers)]
 
 
-TOKENS = st.sampled_from([0, 1, 2, 5, 5, 8, 13])
+TOKENS = st.sampled_from([0, 1, 2, 5, 5, 8, 10])
 TIMEOUTS = st.none() | st.integers(0, 8)
 SOMEBODY = st.integers(0, CROWD - 1)
 LIMITS = st.builds(
     lambda parts, per, margin: Limit(**parts, per=per, margin=margin),
     st.fixed_dictionaries(
         {},
-        optional={"concurrency": st.integers(1, 3), "requests": st.integers(1, 4), "tokens": st.integers(5, 13)},
+        optional={"concurrency": st.integers(1, 3), "requests": st.integers(1, 4), "tokens": st.integers(5, 10)},
     ).filter(bool),
     per=st.integers(1, 8),
     margin=st.integers(0, 2),
@@ -204,7 +210,9 @@ class LimitTraffic(RuleBasedStateMachine):
         self.awake = True
         self.number = 0
         self.callers: list[Caller] = []
+        self.cancelled: list[Call] = []
         self.seen: set[tuple[int, str]] = set()
+        self.declare(limit=Limit(concurrency=1))  # a program may end before it begins
 
     @initialize(limit=LIMITS)
     def declare(self, limit: Limit) -> None:
@@ -223,23 +231,21 @@ class LimitTraffic(RuleBasedStateMachine):
         if not self.awake:
             return
         self.run_loop()
-        now = self.clock.now
-        self.model.wake(now)
+        for call in self.cancelled:
+            self.model.end(call, "cancelled")
+            self.model.seen.discard((call.number, "refused"))  # it was not told any more
+        self.cancelled.clear()
+        self.model.wake(self.clock.now)
         assert self.seen == self.model.seen
         self.seen.clear()
         self.model.seen.clear()
-        (found,) = self.coord.snapshot().limits
-        window = self.model.window(now)
-        places = sum(call.within is None for call in self.model.those("inside"))
-        assert (found.places_taken, found.waiting) == (places, len(self.model.those("waits")))
-        assert (found.requests_used, found.tokens_used) == (len(window), sum(call.tokens for call in window))
 
     def ask(self, tokens: int, timeout: Optional[int], within: Optional[Call] = None) -> tuple[Call, Optional[float]]:
         """Timeouts end between two seconds, one at a time: nobody's time comes just then."""
         self.number += 1
         exactly = timeout + self.number / 65536 if timeout else timeout
         call = Call(self.number, tokens, NEVER if exactly is None else self.clock.now + exactly, within)
-        if self.model.limit.refusal("api", tokens):
+        if self.model.is_impossible(tokens):
             self.model.end(call, "refused")
         else:
             self.model.calls.append(call)
@@ -250,13 +256,16 @@ class LimitTraffic(RuleBasedStateMachine):
 
     # what tasks do
 
-    @precondition(lambda self: self.awake and sum(not caller.task.done() for caller in self.callers) < CROWD)
-    @rule(tokens=TOKENS, timeout=TIMEOUTS)
-    def call(self, tokens: int, timeout: Optional[int]) -> None:
-        if len(self.callers) == CROWD:
-            self.callers = [caller for caller in self.callers if not caller.task.done()]
-        self.callers.append(Caller(self, *self.ask(tokens, timeout)))
-        self.settle()
+    @precondition(lambda self: self.awake)
+    @rule(asked=st.lists(st.tuples(TOKENS, TIMEOUTS), min_size=1, max_size=4))
+    def call(self, asked: list[tuple[int, Optional[int]]]) -> None:
+        """Some come, one after another."""
+        live = [caller for caller in self.callers if not caller.task.done()]
+        if len(self.callers) > 2 * CROWD:
+            self.callers = live.copy()
+        for tokens, timeout in asked[: CROWD - len(live)]:
+            self.callers.append(Caller(self, *self.ask(tokens, timeout)))
+            self.settle()
 
     @precondition(who_is_inside)
     @rule(number=SOMEBODY, tokens=TOKENS, timeout=TIMEOUTS)
@@ -276,17 +285,16 @@ class LimitTraffic(RuleBasedStateMachine):
             caller.order.set_result(None)
         self.settle()
 
-    @precondition(lambda self: self.awake and self.callers)
+    # what others do, on threads, while the loop goes on or sleeps
+
+    @precondition(lambda self: self.callers)
     @rule(number=SOMEBODY)
     def cancel(self, number: int) -> None:
         caller = pick(self.callers, number)
-        caller.task.cancel()
-        for call in caller.calls:
-            self.model.end(call, "cancelled")
-        self.settle()
         self.callers.remove(caller)
-
-    # what others do, on threads, while the loop goes on or sleeps
+        self.cancelled += caller.calls
+        caller.task.cancel()
+        self.settle()
 
     @rule(tokens=TOKENS)
     def try_once(self, tokens: int) -> None:
@@ -335,18 +343,33 @@ class LimitTraffic(RuleBasedStateMachine):
             self.model.pause(seconds, self.clock.now)
             self.settle()
 
+    @precondition(lambda self: self.awake)
+    @rule()
+    def look(self) -> None:
+        """The account is exact, and says when the next may enter if nothing happens until then."""
+        model, now = self.model, self.clock.now
+        (found,) = self.coord.snapshot().limits
+        window, waiting = model.window(now), model.those("waits")
+        places = sum(call.within is None for call in model.those("inside"))
+        assert (found.places_taken, found.waiting) == (places, len(waiting))
+        assert (found.requests_used, found.tokens_used) == (len(window), sum(call.tokens for call in window))
+        first = min(waiting, key=lambda call: call.within is None, default=NOBODY)
+        times = (half / 2 for half in range(60) if model.fits(first, now + half / 2))
+        assert found.next_free == next(times, None)
+
     @rule(limit=LIMITS)
     def change(self, limit: Limit) -> None:
         self.coord.limit("api", **attrs.asdict(limit))
         self.model.change(limit, self.clock.now)
         self.settle()
 
-    @rule(seconds=st.integers(1, 8))
+    @rule(seconds=st.sampled_from([1, 1, 2, 3, 5, 8]))
     def pass_time(self, seconds: int) -> None:
         for _ in range(2 * seconds):
             self.clock.advance(0.5)
             self.settle()
 
+    @precondition(lambda self: self.awake and self.model.those("waits"))
     @rule()
     def sleep(self) -> None:
         self.awake = False
@@ -360,10 +383,12 @@ class LimitTraffic(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When everybody has left and all windows are over, nothing is left."""
         self.awake = True
-        for caller in self.callers:
-            caller.task.cancel()
-        self.run_loop()
-        self.loop.close()
+        while self.callers:
+            self.cancel(number=0)
+        try:
+            self.settle()
+        finally:
+            self.loop.close()
         assert self.coord.snapshot().locks == ()
         assert not self.clock._alarms
         (found,) = self.coord.snapshot().limits
@@ -391,36 +416,39 @@ def test_R2_random_traffic_is_let_in_when_its_windows_allow_it_and_neither_earli
 def test_R3_after_10_000_random_calls_the_account_is_exact() -> None:
     """Commits, failures, cancellations, timeouts, re-entries, in one long program: it is compared all the time."""
     traffic, dice = LimitTraffic(), random.Random(3)
-    traffic.declare(Limit(concurrency=3, requests=20, tokens=60, per=8, margin=1))
+    traffic.declare(limit=Limit(concurrency=3, requests=5, tokens=30, per=8, margin=1))
 
     def tokens() -> int:
         return dice.choice([0, 1, 2, 5, 13])
 
     def call() -> None:
-        if sum(not caller.task.done() for caller in traffic.callers) < CROWD:
-            traffic.call(tokens=tokens(), timeout=dice.choice([None, None, 0, 3, 8]))
+        traffic.call(asked=[(tokens(), dice.choice([None, None, 0, 3, 8]))])
 
-    def somebody_inside() -> None:
+    def others() -> None:
+        if traffic.callers:
+            act = dice.choice([traffic.cancel, lambda number: traffic.commit(number=number, tokens=tokens())])
+            act(number=dice.randrange(CROWD))
+
+    def insiders() -> None:
         if traffic.who_is_inside():
             number = dice.randrange(CROWD)
-            dice.choice(
-                [
-                    lambda: traffic.enter_again(number=number, tokens=tokens(), timeout=4),
-                    lambda: traffic.leave(number=number, fails=dice.random() < 0.3),
-                ]
-            )()
+            if dice.random() < 0.4:
+                traffic.enter_again(number=number, tokens=tokens(), timeout=4)
+            else:
+                traffic.leave(number=number, fails=dice.random() < 0.3)
 
-    def anybody() -> None:
-        if traffic.callers:
-            number = dice.randrange(CROWD)
-            dice.choice(
-                [
-                    lambda: traffic.commit(number=number, tokens=tokens()),
-                    lambda: traffic.cancel(number=number),
-                ]
-            )()
+    def pass_time() -> None:
+        traffic.pass_time(seconds=dice.choice([1, 1, 2, 4]))
 
-    acts = [call, call, somebody_inside, anybody, lambda: traffic.pass_time(seconds=1)]
+    def sleep() -> None:
+        traffic.sleep()
+        pass_time()
+        traffic.try_once(tokens=tokens())
+        pass_time()
+        others()
+        traffic.wake_up()
+
+    acts = [call, call, call, insiders, insiders, others, pass_time, sleep, traffic.look]
     while traffic.number < 10_000:
         dice.choice(acts)()
     traffic.teardown()
