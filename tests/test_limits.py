@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import os
-import random
 import signal
 import sys
 import threading
@@ -24,12 +22,7 @@ from typing import Any, Callable, Optional
 import pytest
 from support import (
     PACKAGE,
-    Stage,
-    StageClock,
-    StageDict,
-    StageMutex,
     eventually,
-    explore,
     join_all,
     run_script,
     start_all,
@@ -102,16 +95,26 @@ def enters(lock: Any) -> bool:
 # -- every way in -------------------------------------------------------------------------------------------
 
 Body = Callable[[], Any]
-Way = Callable[[Coordinator, int, Body], None]
+Way = Callable[[Coordinator, int, Body], Any]
 
 
-def by_with(coord: Coordinator, tokens: int, body: Body) -> None:
-    with coord.lock("api", tokens=tokens):
+def nothing() -> None:
+    pass
+
+
+HANDLES: dict[str, Callable[[Coordinator, int], Any]] = {
+    "lock": lambda coord, tokens: coord.lock("api", tokens=tokens),
+    "lock that does not lend": lambda coord, tokens: coord.lock("api", tokens=tokens, lend=False),
+    "group": lambda coord, tokens: coord.lock("z", "api", "b", tokens=tokens),
+}
+
+
+def by_with(lock: Any, body: Body = nothing) -> None:
+    with lock:
         body()
 
 
-def by_acquire(coord: Coordinator, tokens: int, body: Body) -> None:
-    lock = coord.lock("api", tokens=tokens)
+def by_acquire(lock: Any, body: Body = nothing) -> None:
     assert lock.acquire()
     try:
         body()
@@ -119,126 +122,88 @@ def by_acquire(coord: Coordinator, tokens: int, body: Body) -> None:
         lock.release()
 
 
-def by_with_that_does_not_lend(coord: Coordinator, tokens: int, body: Body) -> None:
-    with coord.lock("api", tokens=tokens, lend=False):
-        body()
-
-
-def by_async_with(coord: Coordinator, tokens: int, body: Body) -> None:
-    async def main() -> None:
-        async with coord.lock("api", tokens=tokens):
-            await asyncio.sleep(0)
-            body()
-
-    asyncio.run(main())
-
-
-def by_acquire_async(coord: Coordinator, tokens: int, body: Body) -> None:
-    async def main() -> None:
-        lock = coord.lock("api", tokens=tokens)
-        assert await lock.acquire_async()
-        try:
-            body()
-        finally:
-            lock.release()
-
-    asyncio.run(main())
-
-
-def by_group(coord: Coordinator, tokens: int, body: Body) -> None:
-    with coord.lock("z", "api", "b", tokens=tokens):
-        body()
-
-
-def by_group_acquire(coord: Coordinator, tokens: int, body: Body) -> None:
-    group = coord.lock("api", "b", tokens=tokens)
-    assert group.acquire()
-    try:
-        body()
-    finally:
-        group.release()
-
-
-def by_async_group(coord: Coordinator, tokens: int, body: Body) -> None:
-    async def main() -> None:
-        async with coord.lock("z", "api", tokens=tokens):
-            body()
-
-    asyncio.run(main())
-
-
-def by_agent(coord: Coordinator, tokens: int, body: Body) -> None:
-    @coord.coordinate("agent", lock_name="api", tokens=tokens)
-    def agent() -> None:
-        body()
-
-    agent()
-
-
-def by_agent_that_is_heard(coord: Coordinator, tokens: int, body: Body) -> None:
-    with contextlib.closing(contextlib.ExitStack()) as stack:
-        subscription = coord.on("agent_started", lambda data: None)
-        stack.callback(subscription.cancel)
-        by_agent(coord, tokens, body)
-
-
-def by_agent_on_several(coord: Coordinator, tokens: int, body: Body) -> None:
-    @coord.coordinate("agent", lock_name=["z", "{name}"], tokens=lambda name: tokens)
-    def agent(name: str) -> None:
-        body()
-
-    agent("api")
-
-
-def by_async_agent(coord: Coordinator, tokens: int, body: Body) -> None:
-    @coord.coordinate("agent", lock_name="api", tokens=tokens)
-    async def agent() -> None:
+async def by_async_with(lock: Any, body: Body = nothing) -> None:
+    async with lock:
         await asyncio.sleep(0)
         body()
 
-    asyncio.run(agent())
+
+async def by_acquire_async(lock: Any, body: Body = nothing) -> None:
+    assert await lock.acquire_async()
+    try:
+        body()
+    finally:
+        lock.release()
 
 
-def by_generator(coord: Coordinator, tokens: int, body: Body) -> None:
-    @coord.coordinate("agent", lock_name="api", tokens=tokens)
-    def agent() -> Iterator[int]:
+def agents(coord: Coordinator, body: Body, **how: Any) -> dict[str, Callable[[], Any]]:
+    """An agent of each kind, and what runs it: it does this while it is inside."""
+    decorate = coord.coordinate("agent", **{"lock_name": "api", **how})
+
+    @decorate
+    def function() -> None:
+        body()
+
+    @decorate
+    async def coroutine() -> None:
+        await asyncio.sleep(0)
+        body()
+
+    @decorate
+    def generator() -> Iterator[int]:
         yield 1
         body()
         yield 2
 
-    assert list(agent()) == [1, 2]
-
-
-def by_async_generator(coord: Coordinator, tokens: int, body: Body) -> None:
-    @coord.coordinate("agent", lock_name="api", tokens=tokens)
-    async def agent() -> AsyncIterator[int]:
+    @decorate
+    async def async_generator() -> AsyncIterator[int]:
         yield 1
         body()
         yield 2
 
-    async def main() -> None:
-        assert [item async for item in agent()] == [1, 2]
+    async def drain() -> None:
+        assert [item async for item in async_generator()] == [1, 2]
 
-    asyncio.run(main())
+    return {
+        "function": function,
+        "coroutine": lambda: asyncio.run(coroutine()),
+        "generator": lambda: list(generator()),
+        "async generator": lambda: asyncio.run(drain()),
+    }
 
 
-WAYS: list[Way] = [
-    by_with,
-    by_acquire,
-    by_with_that_does_not_lend,
-    by_async_with,
-    by_acquire_async,
-    by_group,
-    by_group_acquire,
-    by_async_group,
-    by_agent,
-    by_agent_that_is_heard,
-    by_agent_on_several,
-    by_async_agent,
-    by_generator,
-    by_async_generator,
-]
-each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+AGENTS = ["function", "coroutine", "generator", "async generator"]
+
+
+def way_of_lock(handle: str, how: Any) -> Way:
+    def way(coord: Coordinator, tokens: int, body: Body) -> None:
+        entering = how(HANDLES[handle](coord, tokens), body)
+        if entering is not None:
+            asyncio.run(entering)
+
+    return way
+
+
+def way_of_agent(kind: str, **how: Any) -> Way:
+    return lambda coord, tokens, body: agents(coord, body, tokens=tokens, **how)[kind]()
+
+
+def by_agent_that_is_heard(coord: Coordinator, tokens: int, body: Body) -> None:
+    coord.on("agent_*", lambda data: None)
+    agents(coord, body, tokens=tokens)["function"]()
+
+
+WAYS: dict[str, Way] = {
+    **{
+        f"{handle} {how.__name__}": way_of_lock(handle, how)
+        for handle in HANDLES
+        for how in (by_with, by_acquire, by_async_with, by_acquire_async)
+    },
+    **{kind: way_of_agent(kind) for kind in AGENTS},
+    "agent on several": way_of_agent("function", lock_name=["z", "api"]),
+    "agent that is heard": by_agent_that_is_heard,
+}
+each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 @each_way
@@ -391,49 +356,6 @@ def test_R2_limits_of_two_names_are_two(coord: Coordinator) -> None:
 # -- L3: order ----------------------------------------------------------------------------------------------
 
 
-def test_L3_threads_and_tasks_are_served_in_order(coord: Coordinator) -> None:
-    """Under two places as under one: whoever came first comes in first."""
-    coord.limit("api", concurrency=2)
-    lock, order = coord.lock("api"), []
-
-    def by_thread(number: int) -> None:
-        with lock:
-            order.append(number)
-
-    async def by_task(number: int) -> None:
-        async with lock:
-            order.append(number)
-
-    async def main() -> None:
-        holders = [Visitor(lock).entered(), Visitor(lock).entered()]
-        threads, tasks = [], []
-        for number in range(20):
-            if number % 2:
-                threads += start_all(lambda number=number: by_thread(number))
-            else:
-                tasks.append(asyncio.ensure_future(by_task(number)))
-            await until(lambda number=number: len(line(coord)) == number + 1)
-        holders[0].leave.set()
-        await asyncio.gather(*tasks)
-        await asyncio.get_running_loop().run_in_executor(None, join_all, threads)
-        holders[1].go()
-
-    asyncio.run(main())
-    assert order == list(range(20))
-
-
-def test_L3_nobody_barges_in(coord: Coordinator) -> None:
-    """A release appoints the first in line before it has woken up: whoever releases can't take the place again."""
-    coord.limit("api", concurrency=1)
-    lock = coord.lock("api")
-    lock.acquire()
-    waiter = queued(coord, lock)
-    lock.release()
-    assert lock.acquire(blocking=False) is False
-    assert inside(coord) == ['thread "Waiter"']
-    waiter.entered().go()
-
-
 def test_L3_a_newcomer_does_not_pass_those_who_wait_for_their_time(coord: Coordinator, clock: CountingClock) -> None:
     """In the moment in which the next request is free it is the one of the first in line, whoever comes then."""
     coord.limit("api", requests=1, per=PER, margin=0)
@@ -487,21 +409,6 @@ def test_L3_whoever_gives_up_at_the_head_lets_the_next_one_in(coord: Coordinator
 
 
 # -- R2: requests per window --------------------------------------------------------------------------------
-
-
-def test_R2_no_window_holds_more_requests_wherever_it_begins(coord: Coordinator, clock: CountingClock) -> None:
-    """Tried at any time, an entry is allowed if and only if the window before it has room: neither more nor less."""
-    coord.limit("api", requests=5, per=8, margin=0)
-    lock, dice = coord.lock("api"), random.Random(1)
-    entered: list[float] = []
-    for _ in range(3000):
-        clock.advance(dice.choice([0, 0, 0.25, 0.5, 1, 4]))
-        allowed = sum(at > clock.now - 8 for at in entered) < 5
-        assert lock.acquire(timeout=0) is allowed
-        if allowed:
-            entered.append(clock.now)
-            lock.release()
-    assert max(sum(start <= at < start + 8 for at in entered) for start in entered) == 5
 
 
 def test_R2_a_burst_at_the_end_of_a_minute_leaves_none_for_the_beginning_of_the_next(
@@ -564,7 +471,7 @@ def test_R2_the_window_begins_when_the_block_is_entered(coord: Coordinator, cloc
     assert enters(lock)
     assert enters(lock)
     loop = asyncio.new_event_loop()
-    waiter = loop.create_task(by_hand(lock))
+    waiter = loop.create_task(by_acquire_async(lock))
     loop.run_until_complete(asyncio.sleep(0))
     assert line(coord)
     clock.now += PER
@@ -587,18 +494,13 @@ def test_R2_the_window_begins_when_the_block_is_entered(coord: Coordinator, cloc
     clock.advance(0)
 
 
-async def by_hand(lock: Any) -> None:
-    assert await lock.acquire_async()
-    lock.release()
-
-
 def test_R2_one_who_waits_for_late_sleepers_is_woken_when_they_enter(coord: Coordinator, clock: CountingClock) -> None:
     """Nobody knows when the window of one who hasn't woken up will be over: the next waits, and is told."""
     coord.limit("api", requests=1, per=PER, margin=0)
     lock = coord.lock("api")
     assert enters(lock)
     loop = asyncio.new_event_loop()
-    late = loop.create_task(by_hand(lock))
+    late = loop.create_task(by_acquire_async(lock))
     loop.run_until_complete(asyncio.sleep(0))
     waiter = queued(coord, lock)
     clock.now += PER
@@ -661,22 +563,6 @@ def test_R2_a_long_call_is_out_of_the_window_before_it_is_over(coord: Coordinato
 
 
 # -- R3: tokens ---------------------------------------------------------------------------------------------
-
-
-def test_R3_no_window_holds_more_tokens_wherever_it_begins(coord: Coordinator, clock: CountingClock) -> None:
-    """Tried at any time with any number, an entry is allowed if and only if the window before it has room."""
-    coord.limit("api", tokens=100, per=8, margin=0)
-    dice = random.Random(2)
-    used: list[tuple[float, int]] = []
-    for _ in range(3000):
-        clock.advance(dice.choice([0, 0, 0.25, 0.5, 1, 4]))
-        wanted = dice.choice([0, 1, 10, 40, 99, 100])
-        allowed = sum(tokens for at, tokens in used if at > clock.now - 8) + wanted <= 100
-        assert coord.lock("api", tokens=wanted).acquire(timeout=0) is allowed
-        if allowed:
-            used.append((clock.now, wanted))
-            coord.lock("api").release()
-    assert max(sum(tokens for at, tokens in used if start <= at < start + 8) for start, _ in used) == 100
 
 
 @pytest.mark.parametrize("said", [[30], [10], [0], [250], [10, 60, 20], [250, 0], [0.5]])
@@ -898,73 +784,6 @@ def test_R5_a_group_refuses_impossible_tokens_before_it_waits(coord: Coordinator
             asyncio.run(main())
 
 
-def test_R3_after_very_many_calls_the_account_is_exact(coord: Coordinator, clock: CountingClock) -> None:
-    """Ten thousand with commits, exceptions, re-entries, cancellations, timeouts, against a list of what was used."""
-    coord.limit("api", concurrency=3, requests=40, tokens=1000, per=16, margin=0)
-    dice = random.Random(3)
-    used: list[list[float]] = []  # when, and how many
-
-    def expected() -> tuple[int, float]:
-        now = [tokens for at, tokens in used if at + 16 > clock.now]
-        return len(now), sum(now)
-
-    def visit(depth: int = 0) -> None:
-        tokens = dice.choice([0, 1, 20, 300])
-        fits = expected()[0] < 40 and expected()[1] + tokens <= 1000
-        lock = coord.lock("api", tokens=tokens, timeout=0)
-        try:
-            with lock as slot:
-                used.append(mine := [clock.now, tokens])
-                clock.advance(dice.choice([0, 0, 0.25]))
-                for _ in range(dice.choice([0, 1, 2])):
-                    mine[1] = dice.choice([0, tokens / 2, tokens, tokens * 2])
-                    slot.commit(tokens=mine[1])
-                if depth < 2 and dice.random() < 0.3:
-                    visit(depth + 1)
-                if dice.random() < 0.3:
-                    raise ZeroDivisionError
-            if not depth and dice.random() < 0.3:
-                mine[1] = dice.choice([0, tokens])
-                slot.commit(tokens=mine[1])
-        except CoordinationTimeoutError:
-            assert not fits
-        except ZeroDivisionError:
-            pass
-
-    async def one(turn: int) -> None:
-        lock = coord.lock("api", tokens=(tokens := dice.choice([0, 10, 700])))
-        if await lock.acquire_async(timeout=dice.choice([None, 1, 4])):
-            used.append([clock.now, tokens])
-            lock.release()
-
-    async def some(turn: int) -> None:
-        tasks = [asyncio.ensure_future(one(turn)) for _ in range(5)]
-        for _ in range(2):
-            await asyncio.sleep(0)
-            clock.advance(dice.choice([0, 0.5, 4]))
-        for task in tasks:
-            if dice.random() < 0.5:
-                task.cancel()
-        while not all(task.done() for task in tasks):
-            for _ in range(5):
-                await asyncio.sleep(0)
-            clock.advance(0.5)
-
-    async def main() -> None:
-        for turn in range(1200):
-            for _ in range(5):
-                visit()
-                clock.advance(dice.choice([0, 0.25, 1]))
-                assert (info(coord).requests_used, info(coord).tokens_used) == expected()
-            await some(turn)
-            assert (info(coord).requests_used, info(coord).tokens_used) == expected()
-            used[:] = [mine for mine in used if mine[0] + 16 > clock.now]
-
-    asyncio.run(main())
-    clock.advance(16)
-    assert (info(coord).requests_used, info(coord).tokens_used) == (0, 0)
-
-
 def test_R3_fractions_of_tokens_hold_up_nobody(coord: Coordinator, clock: CountingClock) -> None:
     """Sums of fractions drift; whoever asks for all that there is gets it when the others' windows are over."""
     coord.limit("api", tokens=1, per=PER, margin=0)
@@ -995,16 +814,6 @@ def test_R1_entering_again_takes_no_second_place_and_counts_as_a_request(coord: 
         assert coord.snapshot().locks[0].holders[0].entries == 1
     outer.commit(tokens=2)
     assert info(coord).tokens_used == 7
-
-
-def test_R1_entering_again_passes_those_who_wait_for_a_place(coord: Coordinator) -> None:
-    """Else it would wait for those who wait for it."""
-    coord.limit("api", concurrency=1, requests=10, per=PER)
-    with coord.lock("api"):
-        waiter = queued(coord, coord.lock("api"))
-        with coord.lock("api", timeout=0):
-            assert line(coord) == ['thread "Waiter"']
-    waiter.entered().go()
 
 
 def test_R1_entering_again_waits_for_its_time_and_passes_the_line_there_too(
@@ -1129,24 +938,6 @@ def test_R1_a_free_place_goes_to_the_line_before_it_goes_to_a_borrower(coord: Co
         stranger.go()
 
 
-def test_R1_when_the_lender_leaves_its_borrowers_keep_the_place(coord: Coordinator) -> None:
-    """The place is free when the last of them has left; who waited to borrow joins the line by arrival."""
-    coord.limit("api", concurrency=1)
-    lock = coord.lock("api")
-    with lock:
-        context = copy_context()
-        child = Visitor(lock, "Child", context).entered()
-        sibling = queued(coord, lock, "Sibling", context)
-        stranger = queued(coord, lock, "Stranger")
-    assert inside(coord) == ['thread "Child"']
-    assert info(coord).places_taken == 1
-    child.go()
-    sibling.entered()
-    assert line(coord) == ['thread "Stranger"']
-    sibling.go()
-    stranger.entered().go()
-
-
 def test_R1_a_borrower_that_waits_for_its_time_is_served_before_the_line(
     coord: Coordinator, clock: CountingClock
 ) -> None:
@@ -1179,14 +970,6 @@ def test_R1_children_of_one_block_come_in_a_few_at_a_time(coord: Coordinator) ->
 
     asyncio.run(main())
     assert (crowd.most, crowd.entered) == (4, 300)  # three beside the one who shares the lender's place
-
-
-def test_L2_lend_false_turns_lending_off(coord: Coordinator) -> None:
-    """A child of such a holder is a stranger."""
-    coord.limit("api", concurrency=1)
-    with coord.lock("api", lend=False):
-        context = copy_context()
-        assert in_thread(lambda: context.run(lambda: coord.lock("api").acquire(timeout=0))) is False
 
 
 # -- generators ---------------------------------------------------------------------------------------------
@@ -1467,7 +1250,7 @@ def test_L9_a_lock_becomes_one_again_only_when_whoever_took_it_meanwhile_has_see
     storage = iter([Slots(), {}])
     table = LockTable(FakeClock(), slow_after=None, storage=lambda: next(storage))
     lock, entered = Lock(table, "api"), threading.Event()
-    programs = {"Former": lambda: by_hand_of(lock), "Pause": pause, "Newcomer": visit}
+    programs = {"Former": lambda: by_with(lock), "Pause": pause, "Newcomer": visit}
     others = {name: threading.Thread(target=run, name=name, daemon=True) for name, run in programs.items()}
     others["Former"].start()
     others["Newcomer"].start()
@@ -1477,11 +1260,6 @@ def test_L9_a_lock_becomes_one_again_only_when_whoever_took_it_meanwhile_has_see
     join_all(list(others.values()))
     assert enters(lock)
     assert table.entries == table.slots == {}
-
-
-def by_hand_of(lock: Lock) -> None:
-    with lock:
-        pass
 
 
 def test_R4_a_lock_held_back_is_no_limit_that_was_declared(coord: Coordinator) -> None:
@@ -1561,47 +1339,7 @@ def test_R4_how_long_is_read_off_the_errors_response(
     assert info(coord).held_back_for == (1 if seconds is None else seconds)
 
 
-def throttling_agents(coord: Coordinator) -> dict[str, Callable[[], Any]]:
-    """An agent of each kind whose API wants a pause of 20 s."""
-    decorate = coord.coordinate("agent", lock_name="api", throttle_on=TooManyRequests)
-
-    def fail() -> None:
-        raise TooManyRequests(retry_after="20")
-
-    @decorate
-    def function() -> None:
-        fail()
-
-    @decorate
-    async def coroutine() -> None:
-        fail()
-
-    @decorate
-    def generator() -> Iterator[int]:
-        yield 1
-        fail()
-
-    @decorate
-    async def async_generator() -> AsyncIterator[int]:
-        yield 1
-        fail()
-
-    async def drain() -> None:
-        async for _ in async_generator():
-            pass
-
-    return {
-        "function": function,
-        "coroutine": lambda: asyncio.run(coroutine()),
-        "generator": lambda: list(generator()),
-        "async generator": lambda: asyncio.run(drain()),
-    }
-
-
-KINDS = ["function", "coroutine", "generator", "async generator"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGENTS)
 @pytest.mark.parametrize("heard", [False, True])
 def test_R4_nobody_comes_in_between_the_429_and_the_pause(
     coord: Coordinator, clock: CountingClock, kind: str, heard: bool
@@ -1610,7 +1348,11 @@ def test_R4_nobody_comes_in_between_the_429_and_the_pause(
     coord.limit("api", concurrency=1)
     subscription = coord.on("agent_failed", lambda data: None) if heard else None
     waiters: list[Visitor] = []
-    call = throttling_agents(coord)[kind]
+
+    def fail() -> None:
+        raise TooManyRequests(retry_after="20")
+
+    call = agents(coord, fail, throttle_on=TooManyRequests)[kind]
     with contextlib.ExitStack() as stack:
         stack.enter_context(Visitor(coord.lock("api")))
         threads = start_all(lambda: pytest.raises(TooManyRequests, call))  # noqa: RUF061
@@ -2192,7 +1934,7 @@ def test_L5_a_blocking_acquire_behind_a_task_of_its_own_loop(
         clock.advance(PER - 1)
 
     async def main() -> None:
-        task = asyncio.ensure_future(by_hand(lock))
+        task = asyncio.ensure_future(by_acquire_async(lock))
         await until(lambda: line(coord))
         if ahead == "on its way in":
             clock.now += PER
@@ -2225,7 +1967,7 @@ def test_L7_a_cancelled_waiter_leaves_nothing_behind(
 
     async def main() -> None:
         with Visitor(lock):
-            first, second = (asyncio.ensure_future(by_hand(lock)) for _ in range(2))
+            first, second = (asyncio.ensure_future(by_acquire_async(lock)) for _ in range(2))
             await until(lambda: len(line(coord)) == 2)
             first.cancel()
             await asyncio.wait([first])
@@ -2254,7 +1996,7 @@ def test_L7_a_turn_that_meets_a_cancellation_is_passed_on(
     async def main() -> None:
         await lock.acquire_async()
         fresh = Context()
-        doomed, heir = (fresh.run(asyncio.ensure_future, by_hand(lock)) for _ in range(2))
+        doomed, heir = (fresh.run(asyncio.ensure_future, by_acquire_async(lock)) for _ in range(2))
         await until(lambda: len(line(coord)) == 2)
         for act in [turn, doomed.cancel] if first == "turn" else [doomed.cancel, turn]:
             act()
@@ -2397,18 +2139,6 @@ def test_L7_ctrl_c_at_any_call_within_a_wait_leaves_nothing_behind(limit: Limit,
             break
     assert call > 3
     assert left == []
-
-
-def test_L7_a_waiter_on_a_closed_loop_is_passed_over(coord: Coordinator) -> None:
-    """Its loop was closed while it waited for a place: its turn goes to the next in line."""
-    coord.limit("api", concurrency=1)
-    lock = coord.lock("api")
-    with lock:
-        tasks = [closed_loop(lock) for _ in range(3)]
-        waiter = queued(coord, lock)
-        assert len(line(coord)) == 4
-    waiter.entered().go()
-    drop(tasks)
 
 
 # -- A1: functions that return a coroutine or a generator ---------------------------------------------------
@@ -2559,21 +2289,6 @@ def test_A1_what_is_never_run_counts_where_the_function_was_called(coord: Coordi
     assert info(coord).requests_used == 2
 
 
-# -- L8: releasing ------------------------------------------------------------------------------------------
-
-
-def test_L8_an_orphaned_place_is_shown_and_not_freed(clock: CountingClock) -> None:
-    """A thread that ended inside: its place is gone until the process ends, and it is said so."""
-    coord = Coordinator(clock=clock)
-    coord.limit("api", concurrency=1)
-    join_all(start_all(coord.lock("api").acquire))
-    assert not enters(coord.lock("api"))
-    assert coord.snapshot().locks[0].holders[0].orphaned
-    with pytest.raises(CoordinationTimeoutError, match="has ended without releasing"):
-        coord.lock("api", timeout=0).__enter__()
-    assert "has ended without releasing" in coord.explain()
-
-
 # -- L3: no polling -----------------------------------------------------------------------------------------
 
 
@@ -2583,7 +2298,7 @@ def test_L3_only_the_head_of_the_tasks_in_line_has_a_timer(coord: Coordinator, c
     assert enters(coord.lock("api", tokens=10))
 
     async def main() -> None:
-        tasks = [asyncio.ensure_future(by_hand(coord.lock("api", tokens=10))) for _ in range(50)]
+        tasks = [asyncio.ensure_future(by_acquire_async(coord.lock("api", tokens=10))) for _ in range(50)]
         await until(lambda: len(line(coord)) == 50)
         for task in tasks:
             await until(lambda: clock.timers == [PER])
@@ -2619,7 +2334,7 @@ def busy_loop(lock: Any) -> tuple[threading.Event, list[threading.Thread]]:
     busy, free = threading.Event(), threading.Event()
 
     async def main() -> None:
-        task = asyncio.ensure_future(by_hand(lock))
+        task = asyncio.ensure_future(by_acquire_async(lock))
         await asyncio.sleep(0)
         busy.set()
         assert free.wait(30)
@@ -2641,7 +2356,7 @@ def test_L3_a_busy_loop_at_the_head_holds_up_nobody_whose_time_has_come(
     assert enters(lock)
     assert enters(lock)
     free, threads = busy_loop(lock)
-    waiter = start_all((lambda: asyncio.run(by_hand(lock))) if behind == "loop" else lambda: by_with(coord, 10, int))
+    waiter = start_all((lambda: asyncio.run(by_acquire_async(lock))) if behind == "loop" else lambda: by_with(lock))
     clock.wait_for_sleepers(2)
     clock.advance(PER)
     join_all(waiter)
@@ -2659,7 +2374,7 @@ def test_L3_a_closed_loop_at_the_head_is_passed_over_when_its_time_comes(
     lock = coord.lock("api")
     assert enters(lock)
     tasks = [closed_loop(lock) for _ in range(3)]
-    waiter = start_all((lambda: asyncio.run(by_hand(lock))) if behind == "loop" else lambda: by_with(coord, 0, int))
+    waiter = start_all((lambda: asyncio.run(by_acquire_async(lock))) if behind == "loop" else lambda: by_with(lock))
     eventually(lambda: len(line(coord)) == 4)
     eventually(lambda: clock.timers == [PER] * 4)
     clock.advance(PER)
@@ -2687,20 +2402,6 @@ def test_L3_one_whose_loop_was_closed_before_it_could_enter_gives_its_turn_back(
 
 
 # -- L11: what a snapshot and explain() say -----------------------------------------------------------------
-
-
-class GroupOf:
-    """The locks "api" and another, under the other's name."""
-
-    def __init__(self, coord: Coordinator, name: str) -> None:
-        self.group = coord.lock("api", name)
-        self.name = name
-
-    def __enter__(self) -> Any:
-        return self.group.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.group.__exit__(None, None, None)
 
 
 def test_L12_a_slow_wait_for_a_time_is_logged_once(caplog: pytest.LogCaptureFixture, clock: CountingClock) -> None:
@@ -2883,122 +2584,3 @@ def test_L13_a_place_that_was_taken_before_a_fork_and_is_entered_after_it_counts
     (found,) = table.limits()
     assert (found.places_taken, found.requests_used, found.tokens_used) == (0, 0, 0)
     assert table.is_free("a")
-
-
-# -- every schedule of a few parties ------------------------------------------------------------------------
-
-
-class Play:
-    """Parties around the name "a", which becomes a limit of `places` amid all this."""
-
-    def __init__(self, stage: Stage, places: int) -> None:
-        self.stage = stage
-        self.places = places
-        storage = iter([StageDict(stage), StageDict(stage)])
-        self.clock = StageClock(stage)
-        self.table = LockTable(self.clock, slow_after=None, storage=lambda: next(storage))  # type: ignore[arg-type]
-        self.table._mutex = StageMutex(stage)
-        self.lock = Lock(self.table, "a")
-        self.inside: list[int] = []
-        self.wrong: list[str] = []
-        self.context: Optional[Context] = None
-
-    def party(self, me: int, body: Body = lambda: None, timeout: Optional[float] = None) -> Body:
-        def program() -> None:
-            if timeout is None:
-                self.lock.__enter__()
-            elif not self.lock.acquire(timeout=timeout):
-                return
-            self.inside.append(me)
-            if len(set(self.inside) - {9}) > self.places:
-                self.wrong.append(f"{self.inside} are inside")
-            body()
-            self.stage.point()
-            self.inside.remove(me)
-            if timeout is None:
-                self.lock.__exit__(None, None, None)
-            else:
-                self.lock.release()
-
-        return program
-
-    def parent(self) -> None:
-        self.context = copy_context()
-        self.stage.point(lambda: self.context is None)
-
-    def child(self) -> None:
-        """Party 9 borrows from whoever has set the context."""
-        self.stage.point(lambda: self.context is not None)
-        context, self.context = self.context, None
-        assert context is not None
-        context.copy().run(self.party(9))
-
-    def limit(self) -> None:
-        self.table.limit("a", Limit(concurrency=self.places))
-
-    def pause(self) -> None:
-        self.table.hold_back("a", 1)
-
-
-def becoming_a_limit(play: Play) -> list[Body]:
-    return [play.party(0), play.limit, play.party(1), play.party(2, timeout=1)]
-
-
-def becoming_a_limit_twice(play: Play) -> list[Body]:
-    def twice(me: int) -> Body:
-        once = play.party(me)
-        return lambda: (once(), once())[0]
-
-    return [twice(0), lambda: (play.limit(), play.limit())[0], twice(1)]
-
-
-def becoming_a_limit_with_a_borrower(play: Play) -> list[Body]:
-    return [play.party(0, play.parent), play.child, play.limit, play.party(1)]
-
-
-def limited_before(play: Play) -> list[Body]:
-    play.table.limit("a", Limit(concurrency=play.places))
-    again = play.party(0, lambda: play.party(0)())
-    return [again, play.party(1), play.party(2, timeout=1), play.party(3, timeout=0)]
-
-
-SCENES = [
-    (becoming_a_limit, 1),
-    (becoming_a_limit, 2),
-    (becoming_a_limit_twice, 1),
-    (becoming_a_limit_with_a_borrower, 1),
-    (becoming_a_limit_with_a_borrower, 2),
-    (limited_before, 1),
-    (limited_before, 2),
-]
-OPCODES = frozenset({"enter", "leave", "settle", "free", "__init__", "_mend", "tidy", "is_free"})
-
-
-def run_scene(scene: Any, places: int, plan: dict[int, int], opcodes: frozenset[str]) -> Stage:
-    stage = Stage(plan, opcodes)
-    play = Play(stage, places)
-    stage.play(*scene(play))
-    told = f"schedule {plan}: {play.wrong} {stage.errors}"
-    assert not play.wrong, told
-    assert not stage.errors, told
-    assert not stage.stuck, f"{told}: nobody can go on"
-    play.clock.passed += 10
-    kept = play.table.limits()
-    assert kept, told
-    for limit in kept:
-        assert (limit.places_taken, limit.waiting) == (0, 0), told
-    assert play.table.snapshot() == (), told
-    assert set(dict(play.table.slots)) == set(dict(play.table.entries)) == {limit.name for limit in kept}, told
-    return stage
-
-
-@pytest.mark.parametrize(("scene", "places"), SCENES)
-@pytest.mark.parametrize("opcodes", [frozenset(), OPCODES], ids=["accesses", "opcodes"])
-def test_R2_no_schedule_of_a_few_parties_breaks_a_limit(scene: Any, places: int, opcodes: frozenset[str]) -> None:
-    """However they meet while the name becomes one: no more inside than allowed, nobody waits for ever."""
-    explore(lambda plan: run_scene(scene, places, plan, opcodes), 3 if not opcodes else 2, 150 if not opcodes else 100)
-
-
-@functools.cache
-def seconds() -> float:
-    return float(os.environ.get("AGENTDIFF_STRESS_SECONDS", "0")) or 1.0
