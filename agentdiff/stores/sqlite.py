@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import chain
+from pathlib import Path
 from typing import Any, Optional
 
 from .base import Query, Record, Store, StoreError
@@ -86,8 +88,8 @@ class SQLiteStore(Store):
 
     def write(self, records: Sequence[Record]) -> None:
         with self._mutex:
+            connection = self._connect()
             try:
-                connection = self._connect()
                 connection.execute("BEGIN IMMEDIATE")
                 for begin in range(0, len(records), _ROWS):
                     rows = records[begin : begin + _ROWS]
@@ -95,7 +97,7 @@ class SQLiteStore(Store):
                 connection.execute("COMMIT")
             except BaseException as error:
                 self._disconnect()
-                if isinstance(error, (sqlite3.Error, OSError)) and not isinstance(error, StoreError):
+                if isinstance(error, sqlite3.Error):
                     raise self._error("can't be written", error) from error
                 raise
             self._shorten_log(connection)
@@ -128,16 +130,19 @@ class SQLiteStore(Store):
             raise self._error("can't be opened", error) from error
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN")  # so that what is read belongs together: others may be making the file just now
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if application != _APPLICATION and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        connection.execute("COMMIT")
+        if application != _APPLICATION and tables:
             raise StoreError(f"{self.path} is a database of something else", store=repr(self))
         if version > SCHEMA:
             raise StoreError(
                 f"{self.path} was written by a newer agentdiff: its schema is {version}, and {SCHEMA} is known here",
                 store=repr(self),
             )
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         if application != _APPLICATION:
@@ -196,16 +201,21 @@ class SQLiteStore(Store):
             raise self._error("can't be read", error) from error
 
     def _open_to_read(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            f"file:{_quoted(self.path)}?mode=ro", uri=True, timeout=BUSY, isolation_level=None, check_same_thread=False
-        )
-        return connection
+        address = f"{Path(self.path).as_uri()}?mode=ro"
+        return sqlite3.connect(address, uri=True, timeout=BUSY, isolation_level=None, check_same_thread=False)
 
 
-def _quoted(path: str) -> str:
-    from urllib.parse import quote
-
-    return quote(path)
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Nobody may be at a new file while it changes to this mode, and SQLite does not wait for them."""
+    until = time.monotonic() + BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= until:
+                raise
+            time.sleep(0.01)
 
 
 def _identity(path: str) -> Optional[tuple[int, int]]:
