@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from redis_server import RedisServer
+from visitors import CountingClock, nothing_left
 
 from agentdiff import Coordinator
 from agentdiff.default import default_coordinator, reset_default
-from agentdiff.testing import FakeClock
 
 TIME_LIMIT = 60.0
 REAL_STDERR = pytest.StashKey[int]()  # pytest redirects the other one, and a dump must be seen
@@ -37,8 +37,17 @@ def pytest_runtest_protocol(item: Any) -> Any:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> CountingClock:
+    return CountingClock()
+
+
+@pytest.fixture
+def timed(clock: CountingClock) -> Iterator[Coordinator]:
+    """A coordinator whose time is the test's; nobody is inside or waits at its end, and no timer is left."""
+    with Coordinator(name="timed", clock=clock, slow_after=None) as coordinator:
+        yield coordinator
+        assert nothing_left(coordinator)
+        assert clock.timers == []
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any, Callable
 
 import pytest
 from support import eventually, join_all, start_all
+from visitors import PER, CountingClock, Visitor, by_acquire_async, enters, info, line, queued, until
 
 from agentdiff import Coordinator, DeadlockError
 from agentdiff.testing import FakeClock
@@ -463,3 +464,205 @@ def test_L12_blocking_a_running_loop_is_logged_after_a_tenth_of_a_second(caplog:
         join_all(threads)
     assert "use `async with`" in caplog.records[0].getMessage()
     coord.close()
+
+
+# -- under a limit: places, and never time ------------------------------------------------------------------------
+
+
+def cross(timed: Coordinator, first: str, second: str) -> Visitor:
+    """A thread that holds the one and waits for the other."""
+
+    class Both:
+        name = second
+
+        def __enter__(self) -> None:
+            timed.lock(first).__enter__()
+            timed.lock(second).__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            timed.lock(second).__exit__(None, None, None)
+            timed.lock(first).__exit__(None, None, None)
+
+    return queued(timed, Both(), f"Cross-{first}-{second}")
+
+
+def test_L5_a_wait_is_refused_only_if_every_holder_is_stuck(timed: Coordinator) -> None:
+    """Two places: one holder waits for me, the other can go on, and I wait; then it is stuck too, and I am refused."""
+    timed.limit("api", concurrency=2)
+    free = Visitor(timed.lock("api"), "Free").entered()
+    with timed.lock("b"):
+        stuck = cross(timed, "api", "b")
+        answers: list[Any] = []
+        helper = start_all(lambda: (eventually(lambda: line(timed)), answers.append(True), free.go()))
+        with timed.lock("api"):
+            pass
+        join_all(helper)
+        assert answers == [True]
+        also = cross(timed, "api", "b")
+        with pytest.raises(DeadlockError) as caught:
+            timed.lock("api").acquire()
+        assert "'api'" in str(caught.value)
+        assert "'b'" in str(caught.value)
+        assert line(timed, "api") == []
+    stuck.entered().go()
+    also.entered().go()
+
+
+def test_L5_two_who_would_enter_again_wait_for_nobody(timed: Coordinator) -> None:
+    """Both places taken, and both holders enter again: no ring."""
+    timed.limit("api", concurrency=2)
+    barrier = threading.Barrier(2)
+
+    def visit() -> None:
+        with timed.lock("api"):
+            barrier.wait(10)
+            with timed.lock("api"):
+                barrier.wait(10)
+
+    join_all(start_all(visit, visit))
+
+
+def test_L5_waiting_for_a_rate_is_never_refused(timed: Coordinator, clock: CountingClock) -> None:
+    """Everyone inside waits for me, and I for time: it will pass."""
+    timed.limit("api", requests=2, per=PER, margin=0)
+    assert enters(timed.lock("api"))
+    with timed.lock("b"):
+        stuck = cross(timed, "api", "b")
+        helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(PER)))
+        with timed.lock("api"):
+            pass
+        join_all(helper)
+    stuck.entered().go()
+
+
+def test_L5_waiting_for_tokens_or_for_a_pause_is_never_refused(timed: Coordinator, clock: CountingClock) -> None:
+    """A plain lock that the API holds back is one that nobody has."""
+    with timed.lock("api") as slot:
+        slot.throttled(retry_after=16)
+    timed.limit("other", tokens=10, per=32, margin=0)
+    with timed.lock("other", tokens=10), timed.lock("b"):
+        stuck = cross(timed, "c", "b")
+        for name in ("api", "other"):
+            helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(16)))
+            with timed.lock(name, tokens=10):
+                pass
+            join_all(helper)
+    stuck.entered().go()
+
+
+def test_L5_two_requests_left_close_no_ring(timed: Coordinator, clock: CountingClock) -> None:
+    """One is taken by a group that waits for me; the other will be free in time."""
+    timed.limit("api", requests=2, per=PER, margin=0)
+    assert enters(timed.lock("api"))
+    with timed.lock("b"):
+        group = Visitor(timed.lock("api", "b"))
+        eventually(lambda: line(timed, "b"))
+        helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(PER)))
+        with timed.lock("api"):
+            pass
+        join_all(helper)
+    group.entered().go()
+
+
+@pytest.mark.parametrize("limit", [{"requests": 1}, {"tokens": 10}, {"requests": 5, "tokens": 19}])
+def test_L5_a_group_on_its_way_in_can_close_a_ring(timed: Coordinator, limit: dict[str, int]) -> None:
+    """It has the last request, or tokens, until it has the other lock too; and that I hold."""
+    timed.limit("api", **limit, per=PER, margin=0)
+    with timed.lock("b"):
+        group = Visitor(timed.lock("api", "b", tokens=10), "Group")
+        eventually(lambda: line(timed, "b"))
+        with pytest.raises(DeadlockError) as caught, timed.lock("api", tokens=10):
+            pass
+        assert "waiting for lock 'api'" in str(caught.value)
+        assert "lock 'api', which thread \"Group\" has held" in caught.value.cycle[0]
+        assert "lock 'b'" in caught.value.cycle[1]
+    group.entered().go()
+    assert info(timed).requests_used == 1
+
+
+def test_L5_a_group_is_refused_if_it_would_close_the_ring(timed: Coordinator, clock: CountingClock) -> None:
+    """It stood ahead in line; now it has the request, and the other lock is held by the one behind."""
+    timed.limit("api", requests=1, per=PER, margin=0)
+    assert enters(timed.lock("api"))
+    group = Visitor(timed.lock("api", "b"), "Group")
+    eventually(lambda: line(timed))
+    holder = cross(timed, "b", "api")
+    clock.wait_for_sleepers(1)
+    clock.advance(PER)
+    assert isinstance(group.ended(), DeadlockError)
+    holder.entered().go()
+
+
+def test_L5_tokens_that_a_group_on_its_way_in_leaves_close_no_ring(timed: Coordinator, clock: CountingClock) -> None:
+    """The limit has enough for both, in time; one token more, and it is a ring."""
+    timed.limit("api", tokens=100, per=PER, margin=0)
+    with timed.lock("b"):
+        group = Visitor(timed.lock("api", "b", tokens=40))
+        eventually(lambda: line(timed, "b"))
+        assert enters(timed.lock("api", tokens=60))
+        with pytest.raises(DeadlockError):
+            timed.lock("api", tokens=61).acquire()
+        helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(PER)))
+        with timed.lock("api", tokens=60):
+            pass
+        join_all(helper)
+    group.entered().go()
+
+
+def test_L5_those_ahead_who_ask_for_more_can_close_a_ring(timed: Coordinator, clock: CountingClock) -> None:
+    """Somebody ahead waits for the tokens that a group on its way in has: there is no way past."""
+    timed.limit("api", tokens=100, per=PER, margin=0)
+    with timed.lock("b"):
+        group = Visitor(timed.lock("api", "b", tokens=40))
+        eventually(lambda: line(timed, "b"))
+        big = queued(timed, timed.lock("api", tokens=61))
+        with pytest.raises(DeadlockError):
+            timed.lock("api", tokens=1).acquire()
+    group.entered().go()
+    clock.advance(PER)
+    big.entered().go()
+
+
+@pytest.mark.parametrize("ahead", ["in line", "on its way in"])
+@pytest.mark.parametrize(("limit", "refused"), [
+    ({"requests": 1}, True),
+    ({"requests": 2}, False),
+    ({"tokens": 19}, True),
+    ({"tokens": 20}, False),
+    ({"requests": 2, "concurrency": 1}, True),
+    ({"requests": 2, "concurrency": 2}, False),
+])  # fmt: skip
+def test_L5_a_blocking_acquire_behind_a_task_of_its_own_loop(
+    timed: Coordinator, clock: CountingClock, ahead: str, limit: dict[str, int], refused: bool
+) -> None:
+    """The task can't go in while its loop is blocked: refused if it would get the last of what there is."""
+    timed.limit("api", **limit, per=PER, margin=0)
+    lock = timed.lock("api", tokens=10)
+    while enters(lock):
+        pass
+
+    def time_passes() -> None:
+        clock.wait_for_sleepers(2)
+        clock.advance(1)  # the warning is due
+        eventually(lambda: clock.timers == [PER - 1, PER - 1])
+        clock.advance(PER - 1)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(by_acquire_async(lock))
+        await until(lambda: line(timed))
+        if ahead == "on its way in":
+            clock.now += PER
+            lock.locked()
+            assert line(timed) == []  # it has been let in, and has not woken up yet
+        helper = [] if refused or ahead != "in line" else start_all(time_passes)
+        if refused:
+            with pytest.raises(DeadlockError, match="use `async with`"), lock:
+                pass
+        else:
+            with lock:
+                pass
+        join_all(helper)
+        clock.advance(PER)
+        await task
+
+    asyncio.run(main())

@@ -1,11 +1,18 @@
-"""After a fork the child has its subscriptions and nothing else (L13)."""
+"""After a fork the child has its subscriptions and limits and nothing else (L13)."""
 
 from __future__ import annotations
 
 import os
+from contextvars import Context
 
 import pytest
 from support import run_script
+
+from agentdiff._owner import current_owner
+from agentdiff._places import Door, How
+from agentdiff._table import LockTable
+from agentdiff.limits import Limit
+from agentdiff.testing import FakeClock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -123,3 +130,74 @@ leave.set()
 coord.close()
 assert got == ["block", "parent's", ("async", 0)], got
 """)
+
+
+def test_L13_after_a_fork_limits_stay_and_places_are_empty() -> None:
+    """What was used counts on; holds, waiters and what was taken but not entered are the parent's."""
+    ends_well("""
+coord.limit("api", concurrency=2, requests=3, tokens=100, per=600)
+coord.limit("other", requests=1, per=600)
+held, leave = threading.Event(), threading.Event()
+
+def hold():
+    with coord.lock("api", tokens=10):
+        held.set()
+        leave.wait(10)
+
+def group():
+    with coord.lock("api", "b", tokens=20):
+        pass
+
+def waits(name):
+    while not any(lock.name == name and lock.waiters for lock in coord.snapshot().locks):
+        pass
+
+threads = [threading.Thread(target=target, daemon=True) for target in (hold, group, coord.lock("api").acquire)]
+with coord.lock("other"):
+    threads[0].start()
+    held.wait(10)
+    with coord.lock("b"):
+        threads[1].start()
+        waits("b")
+        threads[2].start()
+        waits("api")
+        pid = os.fork()
+        if pid == 0:
+            assert coord.snapshot().locks == ()
+    if pid == 0:
+        api, other = coord.snapshot().limits
+        assert (api.places_taken, api.requests_used, api.tokens_used, api.waiting) == (0, 1, 10, 0), api
+        assert (other.places_taken, other.requests_used) == (0, 1), other
+if pid == 0:
+    with coord.lock("api", tokens=90, timeout=0) as slot:
+        slot.commit(tokens=1)
+    coord.lock("api").acquire(timeout=0)
+    assert coord.lock("api").locked()
+    coord.lock("api").release()
+    try:
+        coord.lock("other").release()
+    except NotHeldError:
+        (api, other) = coord.snapshot().limits
+        assert (api.places_taken, api.requests_used, api.tokens_used) == (0, 3, 11), api
+        os._exit(0)
+    os._exit(1)
+assert os.waitpid(pid, 0)[1] == 0
+leave.set()
+threads[0].join()
+threads[1].join()
+assert coord.snapshot().limits[0].requests_used == 3
+""")
+
+
+def test_L13_a_place_that_was_taken_before_a_fork_and_is_entered_after_it_counts_nothing() -> None:
+    """The child of a fork amid a loop that goes on there: what was on its way was the parent's."""
+    table = LockTable(FakeClock())
+    table.limit("a", Limit(concurrency=1, requests=2, tokens=10))
+    me = current_owner()
+    slot = Context().run(lambda: table.acquire(table.claim(Door(table, "a", How(tokens=5)), me), me, None, False))
+    assert slot is not None
+    table.forget(forked=True)
+    table.all_taken([slot])
+    (found,) = table.limits()
+    assert (found.places_taken, found.requests_used, found.tokens_used) == (0, 0, 0)
+    assert table.is_free("a")

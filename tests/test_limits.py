@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import signal
 import sys
 import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextvars import Context, copy_context
 from email.utils import formatdate
@@ -24,10 +22,24 @@ from support import (
     PACKAGE,
     eventually,
     join_all,
-    run_script,
     start_all,
 )
-from visitors import Visitor, closed_loop, drop, in_thread, inside, line, nothing_left, queued, until
+from visitors import (
+    PER,
+    CountingClock,
+    Visitor,
+    by_acquire_async,
+    closed_loop,
+    drop,
+    enters,
+    in_thread,
+    info,
+    inside,
+    line,
+    nothing_left,
+    queued,
+    until,
+)
 
 import agentdiff
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, NotHeldError, Slot
@@ -38,68 +50,16 @@ from agentdiff.limits import Limit, retry_after
 from agentdiff.locks import Lock
 from agentdiff.testing import FakeClock
 
-PER = 64.0
-
-
-class CountingClock(FakeClock):
-    """Counts the waits, with a time and without."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: Counter[bool] = Counter()
-
-    def wait(self, lock: Any, timeout: Optional[float]) -> bool:
-        self.waits[timeout is not None] += 1
-        return super().wait(lock, timeout)
-
-    def call_later(self, loop: Any, delay: float, call: Callable[[], Any]) -> Any:
-        self.waits[True] += 1
-        return super().call_later(loop, delay, call)
-
-    @property
-    def timers(self) -> list[float]:
-        """When the waits that go on now will end, in seconds from now."""
-        return sorted(alarm[0] - self.now for alarm in self._alarms)
-
 
 @pytest.fixture
-def clock() -> CountingClock:
-    return CountingClock()
-
-
-@pytest.fixture
-def coord(clock: CountingClock) -> Iterator[Coordinator]:
-    """A coordinator whose time is the test's; nobody is inside or waits at its end, and no timer is left."""
-    with Coordinator(name="timed", clock=clock, slow_after=None) as coordinator:
-        yield coordinator
-        assert nothing_left(coordinator)
-        assert clock.timers == []
-
-
-def info(coord: Coordinator, name: str = "api") -> Any:
-    return next(limit for limit in coord.snapshot().limits if limit.name == name)
-
-
-def enters(lock: Any) -> bool:
-    """Whether a stranger gets in at once; it leaves again."""
-
-    def visit() -> bool:
-        entered = bool(lock.acquire(timeout=0))
-        if entered:
-            lock.release()
-        return entered
-
-    return bool(in_thread(visit))
+def coord(timed: Coordinator) -> Coordinator:
+    return timed
 
 
 # -- every way in -------------------------------------------------------------------------------------------
 
 Body = Callable[[], Any]
 Way = Callable[[Coordinator, int, Body], Any]
-
-
-def nothing() -> None:
-    pass
 
 
 HANDLES: dict[str, Callable[[Coordinator, int], Any]] = {
@@ -109,12 +69,12 @@ HANDLES: dict[str, Callable[[Coordinator, int], Any]] = {
 }
 
 
-def by_with(lock: Any, body: Body = nothing) -> None:
+def by_with(lock: Any, body: Body = int) -> None:
     with lock:
         body()
 
 
-def by_acquire(lock: Any, body: Body = nothing) -> None:
+def by_acquire(lock: Any, body: Body = int) -> None:
     assert lock.acquire()
     try:
         body()
@@ -122,18 +82,10 @@ def by_acquire(lock: Any, body: Body = nothing) -> None:
         lock.release()
 
 
-async def by_async_with(lock: Any, body: Body = nothing) -> None:
+async def by_async_with(lock: Any, body: Body = int) -> None:
     async with lock:
         await asyncio.sleep(0)
         body()
-
-
-async def by_acquire_async(lock: Any, body: Body = nothing) -> None:
-    assert await lock.acquire_async()
-    try:
-        body()
-    finally:
-        lock.release()
 
 
 def agents(coord: Coordinator, body: Body, **how: Any) -> dict[str, Callable[[], Any]]:
@@ -1752,208 +1704,6 @@ def test_L4_a_wait_that_was_too_long_says_how_many_others_wait(coord: Coordinato
     other.entered().go()
 
 
-# -- L5: waits that could never end -------------------------------------------------------------------------
-
-
-def cross(coord: Coordinator, first: str, second: str) -> Visitor:
-    """A thread that holds the one and waits for the other."""
-
-    class Both:
-        name = second
-
-        def __enter__(self) -> None:
-            coord.lock(first).__enter__()
-            coord.lock(second).__enter__()
-
-        def __exit__(self, *error: Any) -> None:
-            coord.lock(second).__exit__(None, None, None)
-            coord.lock(first).__exit__(None, None, None)
-
-    return queued(coord, Both(), f"Cross-{first}-{second}")
-
-
-def test_L5_a_wait_is_refused_only_if_every_holder_is_stuck(coord: Coordinator) -> None:
-    """Two places: one holder waits for me, the other can go on, and I wait; then it is stuck too, and I am refused."""
-    coord.limit("api", concurrency=2)
-    free = Visitor(coord.lock("api"), "Free").entered()
-    with coord.lock("b"):
-        stuck = cross(coord, "api", "b")
-        answers: list[Any] = []
-        helper = start_all(lambda: (eventually(lambda: line(coord)), answers.append(True), free.go()))
-        with coord.lock("api"):
-            pass
-        join_all(helper)
-        assert answers == [True]
-        also = cross(coord, "api", "b")
-        with pytest.raises(DeadlockError) as caught:
-            coord.lock("api").acquire()
-        assert "'api'" in str(caught.value)
-        assert "'b'" in str(caught.value)
-        assert line(coord, "api") == []
-    stuck.entered().go()
-    also.entered().go()
-
-
-def test_L5_two_who_would_enter_again_wait_for_nobody(coord: Coordinator) -> None:
-    """Both places taken, and both holders enter again: no ring."""
-    coord.limit("api", concurrency=2)
-    barrier = threading.Barrier(2)
-
-    def visit() -> None:
-        with coord.lock("api"):
-            barrier.wait(10)
-            with coord.lock("api"):
-                barrier.wait(10)
-
-    join_all(start_all(visit, visit))
-
-
-def test_L5_waiting_for_a_rate_is_never_refused(coord: Coordinator, clock: CountingClock) -> None:
-    """Everyone inside waits for me, and I for time: it will pass."""
-    coord.limit("api", requests=2, per=PER, margin=0)
-    assert enters(coord.lock("api"))
-    with coord.lock("b"):
-        stuck = cross(coord, "api", "b")
-        helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(PER)))
-        with coord.lock("api"):
-            pass
-        join_all(helper)
-    stuck.entered().go()
-
-
-def test_L5_waiting_for_tokens_or_for_a_pause_is_never_refused(coord: Coordinator, clock: CountingClock) -> None:
-    """A plain lock that the API holds back is one that nobody has."""
-    with coord.lock("api") as slot:
-        slot.throttled(retry_after=16)
-    coord.limit("other", tokens=10, per=32, margin=0)
-    with coord.lock("other", tokens=10), coord.lock("b"):
-        stuck = cross(coord, "c", "b")
-        for name in ("api", "other"):
-            helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(16)))
-            with coord.lock(name, tokens=10):
-                pass
-            join_all(helper)
-    stuck.entered().go()
-
-
-def test_L5_two_requests_left_close_no_ring(coord: Coordinator, clock: CountingClock) -> None:
-    """One is taken by a group that waits for me; the other will be free in time."""
-    coord.limit("api", requests=2, per=PER, margin=0)
-    assert enters(coord.lock("api"))
-    with coord.lock("b"):
-        group = Visitor(coord.lock("api", "b"))
-        eventually(lambda: line(coord, "b"))
-        helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(PER)))
-        with coord.lock("api"):
-            pass
-        join_all(helper)
-    group.entered().go()
-
-
-@pytest.mark.parametrize("limit", [{"requests": 1}, {"tokens": 10}, {"requests": 5, "tokens": 19}])
-def test_L5_a_group_on_its_way_in_can_close_a_ring(coord: Coordinator, limit: dict[str, int]) -> None:
-    """It has the last request, or tokens, until it has the other lock too; and that I hold."""
-    coord.limit("api", **limit, per=PER, margin=0)
-    with coord.lock("b"):
-        group = Visitor(coord.lock("api", "b", tokens=10), "Group")
-        eventually(lambda: line(coord, "b"))
-        with pytest.raises(DeadlockError) as caught, coord.lock("api", tokens=10):
-            pass
-        assert "waiting for lock 'api'" in str(caught.value)
-        assert "lock 'api', which thread \"Group\" has held" in caught.value.cycle[0]
-        assert "lock 'b'" in caught.value.cycle[1]
-    group.entered().go()
-    assert info(coord).requests_used == 1
-
-
-def test_L5_a_group_is_refused_if_it_would_close_the_ring(coord: Coordinator, clock: CountingClock) -> None:
-    """It stood ahead in line; now it has the request, and the other lock is held by the one behind."""
-    coord.limit("api", requests=1, per=PER, margin=0)
-    assert enters(coord.lock("api"))
-    group = Visitor(coord.lock("api", "b"), "Group")
-    eventually(lambda: line(coord))
-    holder = cross(coord, "b", "api")
-    clock.wait_for_sleepers(1)
-    clock.advance(PER)
-    assert isinstance(group.ended(), DeadlockError)
-    holder.entered().go()
-
-
-def test_L5_tokens_that_a_group_on_its_way_in_leaves_close_no_ring(coord: Coordinator, clock: CountingClock) -> None:
-    """The limit has enough for both, in time; one token more, and it is a ring."""
-    coord.limit("api", tokens=100, per=PER, margin=0)
-    with coord.lock("b"):
-        group = Visitor(coord.lock("api", "b", tokens=40))
-        eventually(lambda: line(coord, "b"))
-        assert enters(coord.lock("api", tokens=60))
-        with pytest.raises(DeadlockError):
-            coord.lock("api", tokens=61).acquire()
-        helper = start_all(lambda: (clock.wait_for_sleepers(1), clock.advance(PER)))
-        with coord.lock("api", tokens=60):
-            pass
-        join_all(helper)
-    group.entered().go()
-
-
-def test_L5_those_ahead_who_ask_for_more_can_close_a_ring(coord: Coordinator, clock: CountingClock) -> None:
-    """Somebody ahead waits for the tokens that a group on its way in has: there is no way past."""
-    coord.limit("api", tokens=100, per=PER, margin=0)
-    with coord.lock("b"):
-        group = Visitor(coord.lock("api", "b", tokens=40))
-        eventually(lambda: line(coord, "b"))
-        big = queued(coord, coord.lock("api", tokens=61))
-        with pytest.raises(DeadlockError):
-            coord.lock("api", tokens=1).acquire()
-    group.entered().go()
-    clock.advance(PER)
-    big.entered().go()
-
-
-@pytest.mark.parametrize("ahead", ["in line", "on its way in"])
-@pytest.mark.parametrize(("limit", "refused"), [
-    ({"requests": 1}, True),
-    ({"requests": 2}, False),
-    ({"tokens": 19}, True),
-    ({"tokens": 20}, False),
-    ({"requests": 2, "concurrency": 1}, True),
-    ({"requests": 2, "concurrency": 2}, False),
-])  # fmt: skip
-def test_L5_a_blocking_acquire_behind_a_task_of_its_own_loop(
-    coord: Coordinator, clock: CountingClock, ahead: str, limit: dict[str, int], refused: bool
-) -> None:
-    """The task can't go in while its loop is blocked: refused if it would get the last of what there is."""
-    coord.limit("api", **limit, per=PER, margin=0)
-    lock = coord.lock("api", tokens=10)
-    while enters(lock):
-        pass
-
-    def time_passes() -> None:
-        clock.wait_for_sleepers(2)
-        clock.advance(1)  # the warning is due
-        eventually(lambda: clock.timers == [PER - 1, PER - 1])
-        clock.advance(PER - 1)
-
-    async def main() -> None:
-        task = asyncio.ensure_future(by_acquire_async(lock))
-        await until(lambda: line(coord))
-        if ahead == "on its way in":
-            clock.now += PER
-            lock.locked()
-            assert line(coord) == []  # it has been let in, and has not woken up yet
-        helper = [] if refused or ahead != "in line" else start_all(time_passes)
-        if refused:
-            with pytest.raises(DeadlockError, match="use `async with`"), lock:
-                pass
-        else:
-            with lock:
-                pass
-        join_all(helper)
-        clock.advance(PER)
-        await task
-
-    asyncio.run(main())
-
-
 # -- L7: whoever stops waiting leaves nothing behind --------------------------------------------------------
 
 
@@ -2503,84 +2253,3 @@ def test_F1_limit_acts_on_the_default_coordinator(fresh_default: Coordinator) ->
     assert info(fresh_default).tokens_used == 1
     with pytest.raises(ValueError, match="at least one of"):
         agentdiff.limit("api")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_L13_after_a_fork_limits_stay_and_places_are_empty() -> None:
-    """What was used counts on; holds, waiters and what was taken but not entered are the parent's."""
-    result = run_script(
-        """
-        import os, threading, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads is what is tested
-        from agentdiff import Coordinator, NotHeldError
-
-        coord = Coordinator()
-        coord.limit("api", concurrency=2, requests=3, tokens=100, per=600)
-        coord.limit("other", requests=1, per=600)
-        held, leave = threading.Event(), threading.Event()
-
-        def hold():
-            with coord.lock("api", tokens=10):
-                held.set()
-                leave.wait(10)
-
-        def group():
-            with coord.lock("api", "b", tokens=20):
-                pass
-
-        def waits(name, number):
-            while not any(lock.name == name and len(lock.waiters) == number for lock in coord.snapshot().locks):
-                pass
-
-        threads = [threading.Thread(target=target, daemon=True) for target in (hold, group, coord.lock("api").acquire)]
-        with coord.lock("other"):
-            threads[0].start()
-            held.wait(10)
-            with coord.lock("b"):
-                threads[1].start()
-                waits("b", 1)
-                threads[2].start()
-                waits("api", 1)
-                pid = os.fork()
-                if pid == 0:
-                    assert coord.snapshot().locks == ()
-            if pid == 0:
-                api, other = coord.snapshot().limits
-                assert (api.places_taken, api.requests_used, api.tokens_used, api.waiting) == (0, 1, 10, 0), api
-                assert (other.places_taken, other.requests_used) == (0, 1), other
-        if pid == 0:
-            with coord.lock("api", tokens=90, timeout=0) as slot:
-                slot.commit(tokens=1)
-            coord.lock("api").acquire(timeout=0)
-            assert coord.lock("api").locked()
-            coord.lock("api").release()
-            try:
-                coord.lock("other").release()
-            except NotHeldError:
-                (api, other) = coord.snapshot().limits
-                assert (api.places_taken, api.requests_used, api.tokens_used) == (0, 3, 11), api
-                os._exit(0)
-            os._exit(1)
-        assert os.waitpid(pid, 0)[1] == 0
-        leave.set()
-        threads[0].join()
-        threads[1].join()
-        assert coord.snapshot().limits[0].requests_used == 3
-        """
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-
-
-def test_L13_a_place_that_was_taken_before_a_fork_and_is_entered_after_it_counts_nothing() -> None:
-    """The child of a fork amid a loop that goes on there: what was on its way was the parent's."""
-    table = LockTable(FakeClock())
-    table.limit("a", Limit(concurrency=1, requests=2, tokens=10))
-    me = current_owner()
-    slot = Context().run(lambda: table.acquire(table.claim(Door(table, "a", How(tokens=5)), me), me, None, False))
-    assert slot is not None
-    table.forget(forked=True)
-    table.all_taken([slot])
-    (found,) = table.limits()
-    assert (found.places_taken, found.requests_used, found.tokens_used) == (0, 0, 0)
-    assert table.is_free("a")

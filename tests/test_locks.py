@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 
 import pytest
 from support import PACKAGE, eventually, join_all, start_all
-from visitors import Visitor, closed_loop, drop, in_thread, inside, line, nothing_left, queued, until
+from visitors import Visitor, attempt, closed_loop, drop, in_thread, inside, line, nothing_left, queued, until
 
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, Lock, LockGroup, NotHeldError, Slot
 from agentdiff._owner import Owner, ThreadOwner, current_owner
@@ -30,13 +30,6 @@ def coord(request: pytest.FixtureRequest) -> Iterator[Coordinator]:
     with Coordinator(name="test") as coordinator:
         if request.param == "limit of one":
             coordinator.limit("a", concurrency=1)
-        yield coordinator
-
-
-@pytest.fixture
-def timed(clock: FakeClock) -> Iterator[Coordinator]:
-    """A coordinator whose time is the test's."""
-    with Coordinator(name="timed", clock=clock) as coordinator:
         yield coordinator
 
 
@@ -519,7 +512,7 @@ def test_L4_a_positive_timeout_waits_no_longer_than_that(timed: Coordinator, clo
     answers: list[bool] = []
     for seconds in (5, 4):
         with Visitor(lock) as holder:
-            threads = start_all(lambda: answers.append(lock.acquire(timeout=5)))
+            threads = start_all(lambda: answers.append(attempt(lock, 5)))
             clock.wait_for_sleepers(1)
             clock.advance(4.5 if seconds == 5 else seconds)
             assert threads[0].is_alive()
@@ -540,10 +533,14 @@ def test_L4_a_task_waits_no_longer_than_its_timeout(timed: Coordinator, clock: F
         async with timed.lock("a", timeout=5):
             raise AssertionError("it is not free")
 
+    async def enter_patiently() -> bool:
+        async with timed.lock("a", timeout=6):
+            return True
+
     async def main() -> None:
         with Visitor(lock) as holder:
             tasks = [asyncio.ensure_future(lock.acquire_async(timeout=5)), asyncio.ensure_future(enter())]
-            patient = asyncio.ensure_future(lock.acquire_async(timeout=6))
+            patient = asyncio.ensure_future(enter_patiently())
             await until(lambda: len(line(timed)) == 3)
             clock.advance(5)
             assert await tasks[0] is False
@@ -582,7 +579,7 @@ def test_L4_the_error_names_lock_holder_since_when_and_how_many_wait(timed: Coor
     thread.start()
     assert entered.wait(10)
     clock.advance(7)
-    others = start_all(lambda: lock.acquire(timeout=500))
+    others = start_all(lambda: attempt(lock, 500))
     eventually(lambda: line(timed, "customer_123"))
     with pytest.raises(CoordinationTimeoutError) as caught:
         timed.lock("customer_123", timeout=0).__enter__()

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from contextvars import Context, copy_context
 from typing import Any, Callable, Optional
 
 from support import eventually, join_all, start_all
 
 from agentdiff import Coordinator
+from agentdiff.testing import FakeClock
+
+PER = 64.0
+"""The window of a limit: with margins that are powers of two too, no rounding blurs when it ends."""
+
+
+class CountingClock(FakeClock):
+    """Counts the waits, with a time and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[bool] = Counter()
+
+    def wait(self, lock: Any, timeout: Optional[float]) -> bool:
+        self.waits[timeout is not None] += 1
+        return super().wait(lock, timeout)
+
+    def call_later(self, loop: Any, delay: float, call: Callable[[], Any]) -> Any:
+        self.waits[True] += 1
+        return super().call_later(loop, delay, call)
+
+    @property
+    def timers(self) -> list[float]:
+        """When the waits that go on now will end, in seconds from now."""
+        return sorted(alarm[0] - self.now for alarm in self._alarms)
 
 
 class Visitor:
@@ -72,6 +98,11 @@ def inside(coord: Coordinator, name: Optional[str] = None) -> list[str]:
     return [holder.who for lock in coord.snapshot().locks if name in (None, lock.name) for holder in lock.holders]
 
 
+def info(coord: Coordinator, name: str = "api") -> Any:
+    """What a snapshot says of a limit."""
+    return next(limit for limit in coord.snapshot().limits if limit.name == name)
+
+
 def nothing_left(coord: Coordinator) -> bool:
     """Nobody is inside or in line, nothing is granted that has not been entered; of names only the limited ones."""
     table = coord._table
@@ -102,6 +133,27 @@ def in_thread(call: Callable[[], Any]) -> Any:
     results: list[Any] = []
     join_all(start_all(lambda: results.append(Context().run(call))))
     return results[0]
+
+
+def attempt(lock: Any, timeout: float = 0) -> bool:
+    """Whether this thread gets in; it leaves again."""
+    entered = bool(lock.acquire(timeout=timeout))
+    if entered:
+        lock.release()
+    return entered
+
+
+def enters(lock: Any) -> bool:
+    """Whether a stranger gets in at once; it leaves again."""
+    return bool(in_thread(lambda: attempt(lock)))
+
+
+async def by_acquire_async(lock: Any, body: Callable[[], Any] = int) -> None:
+    assert await lock.acquire_async()
+    try:
+        body()
+    finally:
+        lock.release()
 
 
 def closed_loop(lock: Any) -> Any:
