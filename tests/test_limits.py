@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import gc
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextvars import Context, copy_context
@@ -19,7 +18,6 @@ from typing import Any, Callable, Optional
 
 import pytest
 from support import (
-    PACKAGE,
     eventually,
     join_all,
     start_all,
@@ -43,10 +41,8 @@ from visitors import (
 
 import agentdiff
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, NotHeldError, Slot
-from agentdiff._owner import ThreadOwner, current_owner
-from agentdiff._places import Door, How
 from agentdiff._table import LockTable
-from agentdiff.limits import Limit, retry_after
+from agentdiff.limits import retry_after
 from agentdiff.locks import Lock
 from agentdiff.testing import FakeClock
 
@@ -308,18 +304,6 @@ def test_R2_limits_of_two_names_are_two(coord: Coordinator) -> None:
 # -- L3: order ----------------------------------------------------------------------------------------------
 
 
-def test_L3_a_newcomer_does_not_pass_those_who_wait_for_their_time(coord: Coordinator, clock: CountingClock) -> None:
-    """In the moment in which the next request is free it is the one of the first in line, whoever comes then."""
-    coord.limit("api", requests=1, per=PER, margin=0)
-    assert enters(coord.lock("api"))
-    waiter = queued(coord, coord.lock("api"))
-    clock.wait_for_sleepers(1)
-    clock.now += PER  # and nobody has been woken yet
-    assert not enters(coord.lock("api"))
-    clock.advance(0)
-    waiter.entered().go()
-
-
 def test_R1_a_big_request_at_the_head_is_not_overtaken_and_does_not_starve(
     coord: Coordinator, clock: CountingClock
 ) -> None:
@@ -344,22 +328,6 @@ def test_R1_a_big_request_at_the_head_is_not_overtaken_and_does_not_starve(
     small.go()
 
 
-def test_L3_whoever_gives_up_at_the_head_lets_the_next_one_in(coord: Coordinator, clock: CountingClock) -> None:
-    """A request that would have waited for long is gone, and the small one behind it doesn't wait for its time."""
-    coord.limit("api", tokens=100, per=PER, margin=0)
-    with coord.lock("api", tokens=50):
-        pass
-    answers: list[bool] = []
-    threads = start_all(lambda: answers.append(coord.lock("api", tokens=90).acquire(timeout=4)))
-    eventually(lambda: line(coord))
-    small = queued(coord, coord.lock("api", tokens=10), "Small")
-    clock.wait_for_sleepers(1)
-    clock.advance(4)
-    join_all(threads)
-    small.entered().go()
-    assert answers == [False]
-
-
 # -- R2: requests per window --------------------------------------------------------------------------------
 
 
@@ -378,32 +346,6 @@ def test_R2_a_burst_at_the_end_of_a_minute_leaves_none_for_the_beginning_of_the_
     assert [enters(coord.lock("api")) for _ in range(11)] == [True] * 10 + [False]
 
 
-def test_R2_waiters_come_in_one_by_one_as_their_times_come(coord: Coordinator, clock: CountingClock) -> None:
-    """Each at the first moment that the window allows, in order."""
-    coord.limit("api", requests=2, per=PER, margin=0.5)
-    at: list[tuple[int, float]] = []
-    start = clock.now
-
-    def visit(number: int) -> None:
-        with coord.lock("api"):
-            at.append((number, clock.now - start))
-
-    visit(0)
-    clock.advance(16)
-    visit(1)
-    threads = []
-    for number in range(2, 6):
-        threads += start_all(lambda number=number: visit(number))
-        eventually(lambda number=number: len(line(coord)) == number - 1)
-    for number, step in enumerate([PER + 0.5 - 16, 16, PER + 0.5 - 16, 16], 2):
-        clock.wait_for_sleepers(1)
-        assert clock.timers == [step]
-        clock.advance(step)
-        join_all(threads[number - 2 : number - 1])
-    span = PER + 0.5
-    assert at == [(0, 0), (1, 16), (2, span), (3, span + 16), (4, 2 * span), (5, 2 * span + 16)]
-
-
 def test_R2_margin_is_kept_beyond_the_window(coord: Coordinator, clock: CountingClock) -> None:
     """60 s and 0.1 s where nothing is said."""
     coord.limit("api", requests=1)
@@ -413,58 +355,6 @@ def test_R2_margin_is_kept_beyond_the_window(coord: Coordinator, clock: Counting
     assert not enters(coord.lock("api"))
     clock.advance(0.0625)
     assert enters(coord.lock("api"))
-
-
-@pytest.mark.parametrize("kind", ["requests", "tokens"])
-def test_R2_the_window_begins_when_the_block_is_entered(coord: Coordinator, clock: CountingClock, kind: str) -> None:
-    """One who was let in and wakes up late begins its window late, and all that time its request counts."""
-    coord.limit("api", **{kind: 2}, per=PER, margin=0)
-    lock = coord.lock("api", tokens=1)
-    assert enters(lock)
-    assert enters(lock)
-    loop = asyncio.new_event_loop()
-    waiter = loop.create_task(by_acquire_async(lock))
-    loop.run_until_complete(asyncio.sleep(0))
-    assert line(coord)
-    clock.now += PER
-    assert lock.locked() is False  # it has been let in: one request is left
-    assert line(coord) == []
-    clock.now += 2 * PER  # and wakes up only now
-    assert enters(lock)
-    assert not enters(lock)
-    clock.now += PER / 2
-    loop.run_until_complete(waiter)
-    loop.close()
-    clock.now += PER / 2
-    assert enters(lock)  # the other's window is over
-    assert not enters(lock)
-    clock.now += PER / 2 - 0.25
-    assert not enters(lock)
-    clock.now += 0.25
-    assert enters(lock)
-    clock.now += PER / 2
-    clock.advance(0)
-
-
-def test_R2_one_who_waits_for_late_sleepers_is_woken_when_they_enter(coord: Coordinator, clock: CountingClock) -> None:
-    """Nobody knows when the window of one who hasn't woken up will be over: the next waits, and is told."""
-    coord.limit("api", requests=1, per=PER, margin=0)
-    lock = coord.lock("api")
-    assert enters(lock)
-    loop = asyncio.new_event_loop()
-    late = loop.create_task(by_acquire_async(lock))
-    loop.run_until_complete(asyncio.sleep(0))
-    waiter = queued(coord, lock)
-    clock.now += PER
-    assert lock.locked()
-    assert line(coord) == ['thread "Waiter"']
-    assert info(coord).next_free is None
-    clock.now += 2 * PER
-    loop.run_until_complete(late)
-    loop.close()
-    eventually(lambda: clock.timers == [PER])
-    clock.advance(PER)
-    waiter.entered().go()
 
 
 def test_R2_the_window_of_a_group_begins_when_all_its_locks_are_taken(coord: Coordinator, clock: CountingClock) -> None:
@@ -554,23 +444,6 @@ def test_R3_a_commit_of_less_lets_the_next_one_in_at_once(coord: Coordinator) ->
         waiter.entered().go()
 
 
-def test_R3_a_commit_of_more_makes_others_wait_longer(coord: Coordinator, clock: CountingClock) -> None:
-    """What was used beyond the limit is out of the window when its time is over, like all else."""
-    coord.limit("api", tokens=100, per=PER, margin=0)
-    with coord.lock("api", tokens=10):
-        pass
-    clock.advance(16)
-    with coord.lock("api", tokens=10) as slot:
-        waiter = queued(coord, coord.lock("api", tokens=90))
-        clock.wait_for_sleepers(1)
-        assert clock.timers == [PER - 16]
-        slot.commit(tokens=1000)
-        eventually(lambda: clock.timers == [PER])
-    assert not enters(coord.lock("api"))
-    clock.advance(PER)
-    waiter.entered().go()
-
-
 @pytest.mark.parametrize(("used", "seconds"), [(100, [0] * 7 + [1] * 3), (400, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])])
 def test_R3_calls_need_the_time_of_what_they_use_and_not_of_what_they_reserve(
     coord: Coordinator, clock: CountingClock, used: int, seconds: list[float]
@@ -652,26 +525,6 @@ def test_R3_tokens_of_an_agent_may_depend_on_its_arguments(coord: Coordinator) -
             coord.coordinate("agent", **refused)(lambda: None)
 
 
-def test_R3_reservations_of_those_who_never_came_in_are_given_back(coord: Coordinator, clock: CountingClock) -> None:
-    """Timed out, cancelled, or tried once: the account is as if they had not been there."""
-    coord.limit("api", concurrency=1, tokens=100, requests=5, per=PER, margin=0)
-
-    async def main() -> None:
-        async with coord.lock("api", tokens=10):
-            fresh = Context()
-            lock = coord.lock("api", tokens=50)
-            tasks = [fresh.run(asyncio.ensure_future, lock.acquire_async(timeout=t)) for t in (4, None, 0)]
-            await until(lambda: len(line(coord)) == 2)
-            assert info(coord).tokens_used == 10
-            tasks[1].cancel()
-            clock.advance(4)
-            await asyncio.wait(tasks)
-            assert [tasks[0].result(), tasks[2].result()] == [False, False]
-
-    asyncio.run(main())
-    assert (info(coord).requests_used, info(coord).tokens_used) == (1, 10)
-
-
 @pytest.mark.parametrize("end", ["timeout", "cancel", "refused", "deadlock"])
 def test_R3_a_group_that_gets_not_all_gives_everything_back(coord: Coordinator, clock: CountingClock, end: str) -> None:
     """Place, request and tokens of the limit that it had got already: the next in line there comes in at once."""
@@ -739,12 +592,18 @@ def test_R5_a_group_refuses_impossible_tokens_before_it_waits(coord: Coordinator
 def test_R3_fractions_of_tokens_hold_up_nobody(coord: Coordinator, clock: CountingClock) -> None:
     """Sums of fractions drift; whoever asks for all that there is gets it when the others' windows are over."""
     coord.limit("api", tokens=1, per=PER, margin=0)
-    for tokens in (0.1, 0.2, 0.3, 0.1):
-        assert enters(coord.lock("api", tokens=tokens))
-    assert info(coord).tokens_used == pytest.approx(0.7)
+    for _ in range(2):
+        clock.advance(PER)
+        assert info(coord).tokens_used == 0
+        for tokens in (0.1, 0.2, 0.3, 0.1):
+            assert enters(coord.lock("api", tokens=tokens))
+        assert info(coord).tokens_used == pytest.approx(0.7)
+    clock.advance(8)
+    assert enters(coord.lock("api"))  # of no tokens: its window holds up nobody either
     waiter = queued(coord, coord.lock("api", tokens=1))
     clock.wait_for_sleepers(1)
-    clock.advance(PER)
+    assert clock.timers == [PER - 8]
+    clock.advance(PER - 8)
     waiter.entered().go()
     assert info(coord).tokens_used == 1
 
@@ -766,37 +625,6 @@ def test_R1_entering_again_takes_no_second_place_and_counts_as_a_request(coord: 
         assert coord.snapshot().locks[0].holders[0].entries == 1
     outer.commit(tokens=2)
     assert info(coord).tokens_used == 7
-
-
-def test_R1_entering_again_waits_for_its_time_and_passes_the_line_there_too(
-    coord: Coordinator, clock: CountingClock
-) -> None:
-    """Its request counts like any: no denser window; but it comes before those who wait for its place."""
-    coord.limit("api", concurrency=1, requests=2, per=PER, margin=0)
-    assert enters(coord.lock("api"))
-    clock.advance(16)
-    again = threading.Event()
-
-    def hold() -> None:
-        with coord.lock("api"):
-            assert start.wait(10)
-            with coord.lock("api"):
-                again.set()
-
-    start = threading.Event()
-    threads = start_all(hold)
-    eventually(lambda: inside(coord))
-    waiter = queued(coord, coord.lock("api"))
-    start.set()
-    eventually(lambda: len(line(coord)) == 2)
-    clock.wait_for_sleepers(1)
-    assert clock.timers == [PER - 16]
-    clock.advance(PER - 16)
-    join_all(threads)
-    assert again.is_set()
-    eventually(lambda: clock.timers == [16])
-    clock.advance(16)
-    waiter.entered().go()
 
 
 @pytest.mark.parametrize("kind", ["task", "to_thread"])
@@ -1400,36 +1228,6 @@ def test_R5_exactly_what_the_limit_allows_is_possible(coord: Coordinator) -> Non
 # -- changing a limit ---------------------------------------------------------------------------------------
 
 
-def test_R1_more_places_let_those_in_who_wait(coord: Coordinator) -> None:
-    """At once, and as many as there are new places."""
-    coord.limit("api", concurrency=1)
-    lock = coord.lock("api")
-    first = Visitor(lock).entered()
-    waiters = [queued(coord, lock, f"W{number}") for number in range(4)]
-    coord.limit("api", concurrency=3)
-    for visitor in waiters[:2]:
-        visitor.entered()
-    assert line(coord) == ['thread "W2"', 'thread "W3"']
-    coord.limit("api", requests=1000)
-    for visitor in [first, *waiters]:
-        visitor.entered().go()
-
-
-def test_R1_fewer_places_put_nobody_out_and_let_nobody_in_before_there_is_room(coord: Coordinator) -> None:
-    """Those inside stay; the next enters when fewer than the new number are left."""
-    coord.limit("api", concurrency=3)
-    lock = coord.lock("api")
-    visitors = [Visitor(lock).entered() for _ in range(3)]
-    coord.limit("api", concurrency=1)
-    waiter = queued(coord, lock)
-    assert info(coord).places_taken == 3
-    visitors.pop().go()
-    visitors.pop().go()
-    assert line(coord)
-    visitors.pop().go()
-    waiter.entered().go()
-
-
 def test_R1_another_rate_takes_effect_at_once_for_those_who_wait(coord: Coordinator, clock: CountingClock) -> None:
     """More requests, a shorter window, fewer requests; what was used before still counts."""
     coord.limit("api", requests=1, per=PER, margin=0)
@@ -1448,6 +1246,18 @@ def test_R1_another_rate_takes_effect_at_once_for_those_who_wait(coord: Coordina
     eventually(lambda: clock.timers == [16])
     coord.limit("api", tokens=100, concurrency=5)
     waiters[3].entered().go()
+
+
+def test_L11_a_limit_that_was_lowered_says_when_enough_have_left_its_window(
+    coord: Coordinator, clock: CountingClock
+) -> None:
+    """All but one of those that entered under the old one must be out."""
+    coord.limit("api", requests=3, per=PER, margin=0)
+    for _ in range(3):
+        assert enters(coord.lock("api"))
+        clock.advance(8)
+    coord.limit("api", requests=1, per=PER, margin=0)
+    assert info(coord).next_free == PER - 8
 
 
 def test_R5_tokens_that_have_become_impossible_are_refused_in_the_waiter(coord: Coordinator) -> None:
@@ -1707,28 +1517,6 @@ def test_L4_a_wait_that_was_too_long_says_how_many_others_wait(coord: Coordinato
 # -- L7: whoever stops waiting leaves nothing behind --------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [{"concurrency": 1}, {"requests": 1}, {"tokens": 10}])
-def test_L7_a_cancelled_waiter_leaves_nothing_behind(
-    coord: Coordinator, clock: CountingClock, limit: dict[str, int]
-) -> None:
-    """It is out of the line with its timer, and the next gets its turn."""
-    coord.limit("api", **limit, per=PER, margin=0)
-    lock = coord.lock("api", tokens=10)
-
-    async def main() -> None:
-        with Visitor(lock):
-            first, second = (asyncio.ensure_future(by_acquire_async(lock)) for _ in range(2))
-            await until(lambda: len(line(coord)) == 2)
-            first.cancel()
-            await asyncio.wait([first])
-            assert len(line(coord)) == 1
-            await until(lambda: len(clock.timers) == ("concurrency" not in limit))
-        clock.advance(PER)
-        await second
-
-    asyncio.run(main())
-
-
 @pytest.mark.parametrize("first", ["turn", "cancel"])
 @pytest.mark.parametrize("limit", [{"concurrency": 1}, {"requests": 1}, {"tokens": 10}])
 def test_L7_a_turn_that_meets_a_cancellation_is_passed_on(
@@ -1777,118 +1565,6 @@ def test_L7_ctrl_c_in_a_waiting_main_thread_leaves_nothing_behind(limit: dict[st
             assert line(coord) == []
         assert nothing_left(coord)
         assert info(coord).requests_used == ("requests" in limit)
-
-
-class Interruption:
-    """One wait of this thread's with a stranger behind it, interrupted at such a function call of ours."""
-
-    def __init__(self, limit: Limit, call: int, again: bool) -> None:
-        self.call = call
-        self.seen = 0
-        self.place: Optional[str] = None
-        self.me = current_owner()
-        self.others = [ThreadOwner(threading.current_thread()) for _ in range(2)]
-        interruption = self
-
-        class HandingOver(FakeClock):
-            def wait(self, lock: Any, timeout: Optional[float]) -> bool:
-                sys.settrace(None)  # what happens now happens elsewhere
-                interruption.turn()
-                sys.settrace(interruption.trace)
-                return bool(lock.acquire())
-
-        self.clock = HandingOver()
-        self.table = LockTable(self.clock, slow_after=None)
-        self.table.limit("a", limit)
-        self.held = self.enter(self.me) if again else None
-        self.slot = self.enter(self.others[0])
-        self.behind: Any = None
-
-    def enter(self, me: Any) -> Optional[Slot]:
-        return Context().run(lambda: self.table.acquire(self.claim(me), me, None))
-
-    def claim(self, me: Any) -> Slot:
-        return self.table.claim(Door(self.table, "a", How(tokens=1)), me)
-
-    def turn(self) -> None:
-        """The stranger behind comes, and then the time for both."""
-        if self.behind is None:
-            bell = SimpleNamespace(ring=lambda: True, loop=None)
-            other = self.others[1]
-            self.behind = Context().run(lambda: self.table._ask(self.claim(other), other, None, bell))
-            Context().run(self.table._decide, self.behind)
-            assert self.slot is not None
-            self.table.free(self.slot, self.others[0])
-            self.clock.now += 60
-            self.table.is_free("a")
-
-    def trace(self, frame: Any, event: str, arg: Any) -> Any:
-        code = frame.f_code
-        if code.co_name == "wait" or not code.co_filename.startswith(PACKAGE):
-            return None
-        if self.table.book.waiting or self.seen:  # from joining the line on
-            self.seen += 1
-            if self.seen == self.call:
-                self.place = code.co_name
-                raise KeyboardInterrupt
-        return None
-
-    def run(self) -> list[str]:
-        """What is wrong afterwards."""
-        before = sys.gettrace()
-        got = None
-        sys.settrace(self.trace)
-        try:
-            got = self.enter(self.me)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(before)
-        if got is not None:
-            self.table.free(got, self.me)
-        if self.behind is None:
-            self.turn()
-        self.clock.now += 60
-        self.table.is_free("a")
-        left = []
-        if not self.behind.served:
-            left.append("the one behind never got its turn")
-        else:
-            self.table.all_taken((self.behind.claim,))
-            self.table.free(self.behind.claim, self.others[1])
-        if self.held is not None:
-            if self.held.depth != 1:
-                left.append(f"the holder has {self.held.depth} entries")
-            self.table.free(self.held, self.me)
-        self.clock.now += 60
-        (found,) = self.table.limits()
-        entry: Any = self.table.entries["a"]
-        if (found.places_taken, found.requests_used, found.tokens_used, found.waiting) != (0, 0, 0, 0):
-            left.append(str(found))
-        if entry.inside() or entry.hopeful or entry.account.open or self.table.book.waiting:
-            left.append(f"left {entry.inside()} {entry.hopeful} {entry.account.open}")
-        return [f"interrupted in {self.place} ({self.call}): {problem}" for problem in left]
-
-
-@pytest.mark.parametrize(
-    ("limit", "again"),
-    [
-        (Limit(concurrency=1), False),
-        (Limit(requests=1, per=50), False),
-        (Limit(tokens=1, per=50), False),
-        (Limit(concurrency=2, requests=2, per=50), True),
-    ],
-)
-def test_L7_ctrl_c_at_any_call_within_a_wait_leaves_nothing_behind(limit: Limit, again: bool) -> None:
-    """Wherever the interrupt comes: no place, no request and no tokens are lost, and the one behind gets its turn."""
-    left: list[str] = []
-    for call in range(1, 400):
-        interruption = Interruption(limit, call, again)
-        left += interruption.run()
-        if interruption.place is None:
-            break
-    assert call > 3
-    assert left == []
 
 
 # -- A1: functions that return a coroutine or a generator ---------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextvars import Context, copy_context
+from types import SimpleNamespace
 from typing import Any, Callable, Optional
 
 import pytest
@@ -17,10 +18,11 @@ from support import PACKAGE, eventually, join_all, start_all
 from visitors import Visitor, attempt, closed_loop, drop, in_thread, inside, line, nothing_left, queued, until
 
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, Lock, LockGroup, NotHeldError, Slot
-from agentdiff._owner import Owner, ThreadOwner, current_owner
-from agentdiff._places import Door
+from agentdiff._owner import ThreadOwner, current_owner
+from agentdiff._places import Door, How
 from agentdiff._table import LockTable
 from agentdiff._waitqueue import WaitQueue
+from agentdiff.limits import Limit
 from agentdiff.testing import FakeClock
 
 
@@ -851,69 +853,109 @@ def test_L7_ctrl_c_that_meets_a_hand_over_passes_it_on() -> None:
         assert nothing_left(coord)
 
 
-def wait_interrupted_at(call: int) -> tuple[bool, list[str]]:
-    """One wait with a hand-over, interrupted at such a function call of ours; was it, and what is left then?"""
-    strangers = [ThreadOwner(threading.current_thread()) for _ in range(2)]
+class Interruption:
+    """A wait of this thread's, for a lock or a limit, interrupted at such a function call of ours; a stranger behind.
 
-    class HandingOver(FakeClock):
-        def wait(self, lock: Any, timeout: Optional[float]) -> bool:
-            if slot.owner is not None:
-                sys.settrace(None)  # that is the other thread's
-                table.free(slot, strangers[0])
-                sys.settrace(trace)
-            return bool(lock.acquire())
+    With `again` it is inside already, and enters again.
+    """
 
-    table = LockTable(HandingOver())
-    door = Door(table, "a")
+    def __init__(self, limit: Optional[Limit], call: int, again: bool) -> None:
+        self.call = call
+        self.seen = 0
+        self.place: Optional[str] = None
+        self.me = current_owner()
+        self.holder, self.other = (ThreadOwner(threading.current_thread()) for _ in range(2))
+        interruption = self
 
-    def acquire(me: Owner) -> Optional[Slot]:
-        return table.acquire(table.claim(door, me), me, None)
+        class HandingOver(FakeClock):
+            def wait(self, lock: Any, timeout: Optional[float]) -> bool:
+                sys.settrace(None)  # what happens now happens elsewhere
+                interruption.turn()
+                sys.settrace(interruption.trace)
+                return bool(lock.acquire())
 
-    taken = Context().run(acquire, strangers[0])
-    assert taken is not None
-    slot: Slot = taken
-    seen = [0]
-    places: list[str] = []
+        self.clock = HandingOver()
+        self.coord = Coordinator(clock=self.clock, slow_after=None)
+        self.table = self.coord._table
+        if limit is not None:
+            self.table.limit("a", limit)
+        self.held = self.enter(self.me) if again else None
+        self.slot = self.enter(self.holder)
+        self.behind: Any = None
 
-    def trace(frame: Any, event: str, arg: Any) -> Any:
+    def claim(self, me: Any) -> Slot:
+        return self.table.claim(Door(self.table, "a", How(tokens=1)), me)
+
+    def enter(self, me: Any) -> Optional[Slot]:
+        return Context().run(lambda: self.table.acquire(self.claim(me), me, None))
+
+    def turn(self) -> None:
+        """The stranger behind comes, the holder leaves, and time passes."""
+        if self.behind is None:
+            bell = SimpleNamespace(ring=lambda: True, loop=None)
+            self.behind = Context().run(lambda: self.table._ask(self.claim(self.other), self.other, None, bell))
+            Context().run(self.table._decide, self.behind)
+            assert self.slot is not None
+            self.table.free(self.slot, self.holder)
+            self.pass_time()
+
+    def pass_time(self) -> None:
+        self.clock.advance(60)
+        self.coord.snapshot()
+
+    def trace(self, frame: Any, event: str, arg: Any) -> Any:
         code = frame.f_code
         if code.co_name == "wait" or not code.co_filename.startswith(PACKAGE):
             return None
-        if table.book.waiting or seen[0]:  # from joining the line on
-            seen[0] += 1
-            if seen[0] == call:
-                places.append(code.co_name)
+        if self.table.book.waiting or self.seen:  # from joining the line on
+            self.seen += 1
+            if self.seen == self.call:
+                self.place = code.co_name
                 raise KeyboardInterrupt
         return None
 
-    me = current_owner()
-    before = sys.gettrace()
-    got = None
-    sys.settrace(trace)
-    try:
-        got = Context().run(acquire, me)
-    except KeyboardInterrupt:
-        pass
-    finally:
+    def play(self) -> None:
+        got = None
+        before = sys.gettrace()
+        sys.settrace(self.trace)
+        with contextlib.suppress(KeyboardInterrupt):
+            got = self.enter(self.me)
         sys.settrace(before)
-    if got is not None:
-        table.free(got, me)
-    if slot.owner is not None:
-        table.free(slot, strangers[0])
-    left = [f"interrupted in {place}" for place in places] if table.slots or table.entries else []
-    return bool(places), left
+        if got is not None:
+            self.table.free(got, self.me)
+        self.turn()
+        self.pass_time()
+        told = f"interrupted in {self.place} ({self.call})"
+        assert self.behind.served, told
+        self.table.all_taken((self.behind.claim,))
+        self.table.free(self.behind.claim, self.other)
+        if self.held is not None:
+            assert self.held.depth == 1, told
+            self.table.free(self.held, self.me)
+        self.pass_time()
+        assert nothing_left(self.coord), told
+        for limit in self.coord.snapshot().limits:
+            assert (limit.requests_used, limit.tokens_used) == (0, 0), told
 
 
-def test_L7_ctrl_c_at_any_call_within_a_wait_leaves_nothing_behind() -> None:
-    """From joining the line to having the lock: wherever the interrupt comes, no ghost stays in line or inside."""
-    left: list[str] = []
-    for call in range(1, 200):
-        interrupted, problems = wait_interrupted_at(call)
-        left += problems
-        if not interrupted:
+@pytest.mark.parametrize(
+    ("limit", "again"),
+    [
+        (None, False),
+        (Limit(concurrency=1), False),
+        (Limit(requests=1, per=50), False),
+        (Limit(tokens=1, per=50), False),
+        (Limit(concurrency=2, requests=2, per=50), True),
+    ],
+)
+def test_L7_ctrl_c_at_any_call_within_a_wait_leaves_nothing_behind(limit: Optional[Limit], again: bool) -> None:
+    """From joining the line to having the lock: no ghost stays, nothing is lost, and the one behind gets its turn."""
+    for call in range(1, 400):
+        interruption = Interruption(limit, call, again)
+        interruption.play()
+        if interruption.place is None:
             break
-    assert call > 3
-    assert left == []
+    assert 3 < call < 399
 
 
 def test_L7_a_waiter_on_a_closed_loop_is_passed_over(coord: Coordinator) -> None:
