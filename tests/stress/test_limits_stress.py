@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import os
 import random
 import threading
 import time
@@ -14,11 +12,9 @@ from contextvars import Context, copy_context
 from typing import Any, Callable, Optional
 
 import pytest
+from plays import SCENES, SECONDS, Crowd, Play, Program, Refused, Scene, perform
 from support import (
     Stage,
-    StageClock,
-    StageDict,
-    StageMutex,
     eager_switching,
     eventually,
     explore,
@@ -27,7 +23,7 @@ from support import (
     yielding_at_opcodes,
 )
 
-from agentdiff import CoordinationTimeoutError, Coordinator
+from agentdiff import Coordinator
 from agentdiff._clock import Clock
 from agentdiff._limited import LimitEntry
 from agentdiff._places import How, Slot
@@ -35,32 +31,20 @@ from agentdiff._table import LockTable
 from agentdiff.limits import Limit
 from agentdiff.locks import Lock, LockGroup
 
-SECONDS = float(os.environ.get("AGENTDIFF_STRESS_SECONDS", "0"))
 LIMIT = int(SECONDS * 60) or 120
 SPAN = SECONDS or 1.0
 
 
 # -- every schedule -----------------------------------------------------------------------------------------
 
-Program = Callable[[], None]
-
 ONE, TWO, THREE = (Limit(concurrency=number) for number in (1, 2, 3))
 
 
-class Play:
-    """Parties around the name "a". It notes whenever more are inside than may be, borrowers not counted."""
+class LimitPlay(Play):
+    """Parties around a name that is a limit, or becomes one."""
 
     def __init__(self, stage: Stage, limit: Optional[Limit] = None) -> None:
-        self.stage = stage
-        self.table = LockTable(StageClock(stage), slow_after=None, storage=lambda: StageDict(stage))
-        self.table._mutex = StageMutex(stage)
-        self.lock = Lock(self.table, "a")
-        self.allowed = 1
-        self.inside: list[int] = []
-        self.wrong: list[str] = []
-        self.parent: dict[int, int] = {}
-        self.context: dict[int, Context] = {}
-        self.entered: list[int] = []
+        super().__init__(stage)
         if limit is not None:
             self.declare(limit)
 
@@ -68,67 +52,6 @@ class Play:
         """Who is inside stays, and who comes obeys: the most that was ever allowed may be inside."""
         self.allowed = max(self.allowed, limit.concurrency or 99)
         self.table.limit("a", limit)
-
-    def party(
-        self,
-        me: int,
-        body: Callable[[], None] = lambda: None,
-        lock: Any = None,
-        timeout: Optional[float] = None,
-        slotted: Callable[[Slot], None] = lambda slot: None,
-    ) -> Program:
-        """Enters, is inside for a while, leaves; whoever it starts there has its context."""
-
-        def program() -> None:
-            handle = lock or self.lock
-            if timeout is None:
-                slot = handle.__enter__()
-                slotted(slot)
-            elif not handle.acquire(timeout=timeout):
-                return
-            self.inside.append(me)
-            self.entered.append(me)
-            self.look()
-            self.context[me] = copy_context()
-            body()
-            self.stage.point()
-            self.inside.remove(me)
-            if timeout is None:
-                handle.__exit__(None, None, None)
-            else:
-                handle.release()
-
-        return program
-
-    def look(self) -> None:
-        """So many of whom none can have borrowed from another need a place each."""
-        for some in itertools.combinations(self.inside, self.allowed + 1):
-            if not any(self.related(one, other) for one, other in itertools.combinations(some, 2)):
-                self.wrong.append(f"{some} are inside, and {self.allowed} may be")
-
-    def child(self, parent: int, me: int, **how: Any) -> Program:
-        """A party that `parent` starts while it is inside."""
-        self.parent[me] = parent
-        inner = self.party(me, **how)
-
-        def program() -> None:
-            self.stage.point(lambda: parent in self.context)
-            self.context[parent].copy().run(inner)
-
-        return program
-
-    def related(self, one: int, other: int) -> bool:
-        return one in self.line_of(other) or other in self.line_of(one)
-
-    def line_of(self, one: int) -> Iterator[int]:
-        yield one
-        if one in self.parent:
-            yield from self.line_of(self.parent[one])
-
-    def again(self) -> None:
-        self.lock.__enter__()
-        self.stage.point()
-        self.lock.__exit__(None, None, None)
 
     def declaring(self, *limits: Limit) -> Program:
         """Somebody who declares them, one after another."""
@@ -149,85 +72,12 @@ class Play:
 
         return begin
 
-
-Scene = Callable[[Play], list[Program]]
-
-
-def strangers(play: Play) -> list[Program]:
-    return [play.party(0), play.party(1), play.party(2), play.party(3)]
-
-
-def one_borrower(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1), play.party(2)]
-
-
-def siblings(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1), play.child(0, 2), play.party(3)]
-
-
-def grandchild(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1), play.child(1, 2), play.child(0, 3), play.party(4)]
-
-
-def time_runs_out(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1, timeout=1), play.party(2, timeout=1), play.party(3)]
-
-
-def trying_once(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1, timeout=0), play.party(2, timeout=0), play.party(3)]
-
-
-def over_and_over(play: Play) -> list[Program]:
-    def twice(me: int) -> Program:
-        once = play.party(me)
-        return lambda: (once(), once())[0]
-
-    return [twice(0), twice(1), play.party(2, timeout=1)]
-
-
-def entering_again(play: Play) -> list[Program]:
-    return [play.party(0, play.again), play.child(0, 1, body=play.again), play.child(0, 2, timeout=1), play.party(3)]
-
-
-def not_lending(play: Play) -> list[Program]:
-    selfish = Lock(play.table, "a", How(lend=False))
-    return [play.party(0), play.child(0, 1, lock=selfish), play.party(2, lock=selfish), play.party(3)]
-
-
-def groups(play: Play) -> list[Program]:
-    ab, ba = LockGroup(play.table, ("a", "b")), LockGroup(play.table, ("b", "a"))
-    return [
-        play.party(0, lock=ab, timeout=9),
-        play.party(1, lock=ba, timeout=9),
-        play.party(2, lock=ab, timeout=1),
-        play.party(3),
-    ]
-
-
-SCENES = [
-    strangers,
-    one_borrower,
-    siblings,
-    grandchild,
-    time_runs_out,
-    trying_once,
-    over_and_over,
-    entering_again,
-    not_lending,
-    groups,
-]
+    def end(self, told: str) -> None:
+        check_nothing_left(self.table, told)
 
 
 def run_scene(scene: Scene, plan: dict[int, int], limit: Optional[Limit], opcodes: frozenset[str]) -> Stage:
-    stage = Stage(plan, opcodes)
-    play = Play(stage, limit)
-    stage.play(*scene(play))
-    told = f"schedule {plan}: {play.wrong} {stage.errors}"
-    assert not play.wrong, told
-    assert not stage.errors, told
-    assert not stage.stuck, f"{told}: nobody can go on"
-    check_nothing_left(play.table, told)
-    return stage
+    return perform(LimitPlay(Stage(plan, opcodes), limit), scene)
 
 
 def check_nothing_left(table: LockTable, told: str = "") -> None:
@@ -265,57 +115,57 @@ def test_R2_no_schedule_of_a_few_parties_lets_too_many_in(scene: Scene, limit: L
 # a lock becomes a limit, and a limit another one
 
 
-def held_the_quick_way(play: Play) -> list[Program]:
+def held_the_quick_way(play: LimitPlay) -> list[Program]:
     return [play.party(0), play.declaring(TWO), play.party(1)]
 
 
-def held_the_quick_way_and_again(play: Play) -> list[Program]:
+def held_the_quick_way_and_again(play: LimitPlay) -> list[Program]:
     return [play.party(0, play.again), play.declaring(ONE), play.party(1)]
 
 
-def held_and_wanted(play: Play) -> list[Program]:
+def held_and_wanted(play: LimitPlay) -> list[Program]:
     return [play.party(0), play.party(1), play.after_waiting(1, play.declaring(TWO)), play.party(2, timeout=1)]
 
 
-def held_and_lent(play: Play) -> list[Program]:
+def held_and_lent(play: LimitPlay) -> list[Program]:
     return [play.party(0), play.child(0, 1), play.declaring(TWO), play.party(2)]
 
 
-def held_and_lent_and_wanted(play: Play) -> list[Program]:
+def held_and_lent_and_wanted(play: LimitPlay) -> list[Program]:
     return [play.party(0), play.child(0, 1), play.child(0, 2), play.declaring(ONE), play.party(3)]
 
 
-def taken_over_and_over(play: Play) -> list[Program]:
+def taken_over_and_over(play: LimitPlay) -> list[Program]:
     once = play.party(0)
     return [lambda: (once(), once(), once())[0], play.declaring(ONE), play.party(1, timeout=0)]
 
 
-def left_by_hand(play: Play) -> list[Program]:
+def left_by_hand(play: LimitPlay) -> list[Program]:
     return [play.party(0, timeout=0), play.declaring(TWO), play.party(1, timeout=1), play.party(2)]
 
 
-def held_back(play: Play) -> list[Program]:
+def held_back(play: LimitPlay) -> list[Program]:
     """The first to say that the API wants a pause makes it a limit."""
     return [play.party(0, slotted=lambda slot: slot.throttled(retry_after=5)), play.party(1), play.party(2, timeout=9)]
 
 
-def held_back_for_a_moment(play: Play) -> list[Program]:
+def held_back_for_a_moment(play: LimitPlay) -> list[Program]:
     """The pause is over at once: the name becomes a lock again while others come and go."""
     once = play.party(0, slotted=lambda slot: slot.throttled(retry_after=0))
     other = play.party(1)
     return [lambda: (once(), once())[0], lambda: (other(), other())[0], play.party(2, timeout=1)]
 
 
-def held_back_and_lent(play: Play) -> list[Program]:
+def held_back_and_lent(play: LimitPlay) -> list[Program]:
     holding_back = play.party(0, slotted=lambda slot: slot.throttled(retry_after=0))
     return [holding_back, play.child(0, 1), play.party(2), play.party(3, timeout=0)]
 
 
-def more_and_less(play: Play) -> list[Program]:
+def more_and_less(play: LimitPlay) -> list[Program]:
     return [play.party(0), play.party(1), play.party(2), play.declaring(ONE, THREE, TWO)]
 
 
-def more_while_they_wait(play: Play) -> list[Program]:
+def more_while_they_wait(play: LimitPlay) -> list[Program]:
     return [
         play.party(0),
         play.party(1),
@@ -354,7 +204,7 @@ def test_R1_no_schedule_of_a_few_parties_breaks_a_change(scene: Scene, opcodes: 
 RATE = Limit(concurrency=2, requests=2, tokens=10, per=10.0, margin=1.0)
 
 
-class Rated(Play):
+class Rated(LimitPlay):
     """It notes when the blocks were entered, by the table's clock."""
 
     def __init__(self, stage: Stage) -> None:
@@ -376,13 +226,14 @@ class Rated(Play):
         with self.lock as slot:
             self.noting()(slot)
 
-    def check(self, told: str) -> None:
+    def end(self, told: str) -> None:
         window = RATE.per + RATE.margin
         charges = sorted((charge for _, charge in self.slots), key=lambda charge: charge.at)
         for first in charges:
             within = [charge for charge in charges if first.at <= charge.at < first.at + window - 1e-6]
             assert len(within) <= (RATE.requests or 0), f"{told}: {[charge.at for charge in within]}"
             assert sum(charge.tokens for charge in within) <= (RATE.tokens or 0), told
+        super().end(told)
 
 
 def rated_strangers(play: Rated) -> list[Program]:
@@ -450,24 +301,11 @@ RATED = [
 ]
 
 
-def run_rated(scene: Callable[[Rated], list[Program]], plan: dict[int, int]) -> Stage:
-    stage = Stage(plan)
-    play = Rated(stage)
-    stage.play(*scene(play))
-    told = f"schedule {plan}: {play.wrong} {stage.errors}"
-    assert not play.wrong, told
-    assert not stage.errors, told
-    assert not stage.stuck, f"{told}: nobody can go on"
-    play.check(told)
-    check_nothing_left(play.table, told)
-    return stage
-
-
 @pytest.mark.parametrize("scene", RATED)
 @pytest.mark.time_limit(900)
-def test_R2_no_schedule_of_a_few_parties_fills_a_window_too_much(scene: Callable[[Rated], list[Program]]) -> None:
+def test_R2_no_schedule_of_a_few_parties_fills_a_window_too_much(scene: Scene) -> None:
     """Whoever is put off between its turn and its block, and for however long."""
-    explore(lambda plan: run_rated(scene, plan), 3, LIMIT)
+    explore(lambda plan: perform(Rated(Stage(plan)), scene), 3, LIMIT)
 
 
 # -- many at once -------------------------------------------------------------------------------------------
@@ -493,24 +331,21 @@ ALLOWED = {"api": 3, "few": 2}
 PATIENCE = 0.02
 
 
-class Refused(Exception):
-    """The call within the block has failed."""
+class Callers(Crowd):
+    """They call an API; who is at it, and when each entered."""
 
-
-class Crowd:
-    """Threads and tasks that call an API; who is at it, and when each entered."""
+    names = ("api", "api", "few")
+    patience = PATIENCE
 
     def __init__(self, span: float) -> None:
         self.clock = WakingClock()
-        self.coord = Coordinator(name="test", clock=self.clock)
+        super().__init__(Coordinator(name="test", clock=self.clock), span)
         self.coord.limit("api", concurrency=3, requests=30, tokens=200, per=0.1, margin=0.1)
         self.coord.limit("few", concurrency=2)
-        self.end = time.monotonic() + span
         self.mutex = threading.Lock()
         self.busy = {"api": 0, "few": 0}
         self.peak = {"api": 0, "few": 0}
         self.entered: list[tuple[Any, float]] = []  # each charge, and when its block was seen to be entered
-        self.errors: list[BaseException] = []
 
     @contextlib.contextmanager
     def call(self, dice: random.Random, tokens: float, slot: Slot, *others: Slot) -> Iterator[None]:
@@ -559,23 +394,6 @@ class Crowd:
                 last += 1
             assert last - first <= (API.requests or 0)
             assert sum(tokens for _, tokens in entries[first:last]) <= (API.tokens or 0) + 1e-6
-
-    def watched(self, work: Callable[[], Any]) -> Callable[[], None]:
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:
-                self.errors.append(error)
-
-        return run
-
-    # threads
-
-    def by_threads(self, seed: int) -> None:
-        dice = random.Random(seed)
-        while time.monotonic() < self.end and not self.errors:
-            with contextlib.suppress(Refused, CoordinationTimeoutError):
-                self.one_thread_visit(dice, dice.choice(["api", "api", "few"]))
 
     def one_thread_visit(self, dice: random.Random, name: str) -> None:
         tokens, kind, since = dice.choice([0, 1, 5, 12.5, 0.1]), dice.randrange(6), time.monotonic()
@@ -632,25 +450,6 @@ class Crowd:
 
         return self.watched(lambda: context.run(visit))
 
-    # tasks
-
-    def by_tasks(self, seed: int) -> None:
-        asyncio.run(self.all_tasks(seed))
-
-    async def all_tasks(self, seed: int) -> None:
-        await asyncio.gather(*(self.one_task(random.Random(seed * 100 + number)) for number in range(4)))
-
-    async def one_task(self, dice: random.Random) -> None:
-        loop = asyncio.get_running_loop()
-        while time.monotonic() < self.end and not self.errors:
-            task = asyncio.ensure_future(self.one_task_visit(dice, dice.choice(["api", "api", "few"])))
-            if dice.random() < 0.4:
-                loop.call_later(dice.random() * PATIENCE, task.cancel)
-            await asyncio.wait([task])
-            if not task.cancelled():
-                with contextlib.suppress(Refused, CoordinationTimeoutError):
-                    task.result()
-
     async def one_task_visit(self, dice: random.Random, name: str) -> None:
         tokens, kind, since = dice.choice([0, 1, 5, 12.5, 0.1]), dice.randrange(6), time.monotonic()
         lock = self.coord.lock(name, tokens=tokens)
@@ -693,11 +492,8 @@ class Crowd:
 def test_R2_threads_and_tasks_of_two_loops_never_call_too_often(hostile: Any) -> None:
     """Timeouts, cancellations, failures, groups, borrowers: no window is too full, nobody hangs, nothing is left."""
     with hostile():
-        crowd = Crowd(SPAN)
-        visits = [lambda seed=seed: crowd.by_threads(seed) for seed in range(3)]
-        visits += [lambda seed=seed: crowd.by_tasks(seed) for seed in range(2)]
-        join_all(start_all(*map(crowd.watched, visits)), SPAN + 60)
-    assert not crowd.errors, crowd.errors
+        crowd = Callers(SPAN)
+        crowd.play()
     assert len(crowd.entered) > 30
     crowd.check()
     check_nothing_left(crowd.coord._table)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import random
 import threading
 import time
 from collections.abc import Iterator
 from contextvars import Context, copy_context
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import pytest
+from plays import SCENES, SECONDS, Crowd, Play, Program, Scene, perform
 from support import (
     Stage,
-    StageClock,
     StageDict,
-    StageMutex,
     eager_switching,
     explore,
     join_all,
@@ -26,19 +23,14 @@ from support import (
     yielding_at_opcodes,
 )
 
-from agentdiff import CoordinationTimeoutError, Coordinator
-from agentdiff._places import How
-from agentdiff._table import LockTable
-from agentdiff.locks import Lock, LockGroup
+from agentdiff import Coordinator
+from agentdiff.locks import Lock
 
-SECONDS = float(os.environ.get("AGENTDIFF_STRESS_SECONDS", "0"))
 LIMIT = int(SECONDS * 60) or 300
 SPAN = SECONDS or 1.5
 
 
 # -- every schedule -----------------------------------------------------------------------------------------
-
-Program = Callable[[], None]
 
 
 class Entries(StageDict):
@@ -55,55 +47,14 @@ class Entries(StageDict):
         return super().__len__()
 
 
-class Play:
-    """Parties around the lock "a". It notes whoever is inside together with someone it has not borrowed from."""
+class LockPlay(Play):
+    """Parties around a lock, with a holder that leaves the quick way while others come."""
+
+    entries = Entries
 
     def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        storage = iter([StageDict(stage), Entries(stage)])
-        self.table = LockTable(StageClock(stage), slow_after=None, storage=lambda: next(storage))  # type: ignore[arg-type]
-        self.table._mutex = StageMutex(stage)  # type: ignore[assignment]
-        self.lock = Lock(self.table, "a")
-        self.inside: list[int] = []
-        self.wrong: list[str] = []
-        self.parent: dict[int, int] = {}
-        self.context: dict[int, Context] = {}
+        super().__init__(stage)
         self.going = False
-
-    def party(
-        self, me: int, body: Program = lambda: None, lock: Any = None, timeout: Optional[float] = None
-    ) -> Program:
-        """Enters, is inside for a while, leaves; whoever it starts there has its context."""
-
-        def program() -> None:
-            handle = lock or self.lock
-            if timeout is None:
-                handle.__enter__()
-            elif not handle.acquire(timeout=timeout):
-                return
-            self.wrong += [f"{me} and {other} are inside" for other in self.inside if not self.related(me, other)]
-            self.inside.append(me)
-            self.context[me] = copy_context()
-            body()
-            self.stage.point()
-            self.inside.remove(me)
-            if timeout is None:
-                handle.__exit__(None, None, None)
-            else:
-                handle.release()
-
-        return program
-
-    def child(self, parent: int, me: int, **how: Any) -> Program:
-        """A party that `parent` starts while it is inside."""
-        self.parent[me] = parent
-        inner = self.party(me, **how)
-
-        def program() -> None:
-            self.stage.point(lambda: parent in self.context)
-            self.context[parent].copy().run(inner)
-
-        return program
 
     def late(self, waiting: int) -> Program:
         """Party 0: it looked for others before they came, and leaves when 1 is inside and so many stand in line."""
@@ -132,71 +83,16 @@ class Play:
 
         return begin
 
-    def related(self, one: int, other: int) -> bool:
-        return one in self.line_of(other) or other in self.line_of(one)
-
-    def line_of(self, one: int) -> Iterator[int]:
-        yield one
-        if one in self.parent:
-            yield from self.line_of(self.parent[one])
-
-    def again(self) -> None:
-        self.lock.__enter__()
-        self.stage.point()
-        self.lock.__exit__(None, None, None)
+    def end(self, told: str) -> None:
+        left = [*dict(self.table.slots), *dict(self.table.entries)]
+        assert not left, f"{told}: left {left}"
 
 
-def strangers(play: Play) -> list[Program]:
-    return [play.party(0), play.party(1), play.party(2)]
-
-
-def one_borrower(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1), play.party(2)]
-
-
-def borrower_and_two_strangers(play: Play) -> list[Program]:
+def borrower_and_two_strangers(play: LockPlay) -> list[Program]:
     return [play.party(0), play.child(0, 1), play.party(2), play.party(3)]
 
 
-def siblings(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1), play.child(0, 2), play.party(3)]
-
-
-def grandchild(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1), play.child(1, 2), play.party(3)]
-
-
-def time_runs_out(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1, timeout=1), play.party(2, timeout=1), play.party(3)]
-
-
-def trying_once(play: Play) -> list[Program]:
-    return [play.party(0), play.child(0, 1, timeout=0), play.party(2, timeout=0), play.party(3)]
-
-
-def over_and_over(play: Play) -> list[Program]:
-    def twice(me: int) -> Program:
-        once = play.party(me)
-        return lambda: (once(), once())[0]
-
-    return [twice(0), twice(1), play.party(2, timeout=1)]
-
-
-def entering_again(play: Play) -> list[Program]:
-    return [play.party(0, play.again), play.child(0, 1, body=play.again), play.child(0, 2, timeout=1), play.party(3)]
-
-
-def not_lending(play: Play) -> list[Program]:
-    selfish = Lock(play.table, "a", How(lend=False))
-    return [play.party(0), play.child(0, 1, lock=selfish), play.party(2, lock=selfish), play.party(3)]
-
-
-def groups(play: Play) -> list[Program]:
-    ab, ba = LockGroup(play.table, ("a", "b")), LockGroup(play.table, ("b", "a"))
-    return [play.party(0, lock=ab), play.party(1, lock=ba), play.party(2, lock=ab, timeout=1), play.party(3)]
-
-
-def hand_over_hand(play: Play) -> list[Program]:
+def hand_over_hand(play: LockPlay) -> list[Program]:
     other = Lock(play.table, "b")
 
     def program() -> None:
@@ -206,15 +102,15 @@ def hand_over_hand(play: Play) -> list[Program]:
     return [program, play.child(0, 1), play.child(0, 2)]
 
 
-def late_with_a_newcomer(play: Play) -> list[Program]:
+def late_with_a_newcomer(play: LockPlay) -> list[Program]:
     return [play.late(0), play.child(0, 1, body=play.stay), play.after(0, play.party(2))]
 
 
-def late_with_one_who_tries(play: Play) -> list[Program]:
+def late_with_one_who_tries(play: LockPlay) -> list[Program]:
     return [play.late(0), play.child(0, 1, body=play.stay), play.after(0, play.party(2, timeout=0))]
 
 
-def late_with_one_in_line(play: Play) -> list[Program]:
+def late_with_one_in_line(play: LockPlay) -> list[Program]:
     return [
         play.late(1),
         play.child(0, 1, body=play.stay),
@@ -223,54 +119,36 @@ def late_with_one_in_line(play: Play) -> list[Program]:
     ]
 
 
-def late_with_a_sibling_in_line(play: Play) -> list[Program]:
+def late_with_a_sibling_in_line(play: LockPlay) -> list[Program]:
     return [play.late(1), play.child(0, 1, body=play.stay), play.after(0, play.child(0, 2))]
 
 
-SCENES = [
+LOCK_SCENES = [
+    *SCENES,
+    borrower_and_two_strangers,
+    hand_over_hand,
     late_with_a_newcomer,
     late_with_one_who_tries,
     late_with_one_in_line,
     late_with_a_sibling_in_line,
-    strangers,
-    one_borrower,
-    borrower_and_two_strangers,
-    siblings,
-    grandchild,
-    time_runs_out,
-    trying_once,
-    over_and_over,
-    entering_again,
-    not_lending,
-    groups,
-    hand_over_hand,
 ]
-OPCODES = frozenset({"enter", "live", "leave", "_ways", "serve", "place", "inside", "_leave"})
+OPCODES = frozenset({"enter", "live", "leave", "_wait_of", "wait_of", "hops_to", "serve", "place", "inside", "_leave"})
 
 
-def run_scene(scene: Callable[[Play], list[Program]], plan: dict[int, int], opcodes: frozenset[str]) -> Stage:
-    stage = Stage(plan, opcodes)
-    play = Play(stage)
-    stage.play(*scene(play))
-    told = f"schedule {plan}: {play.wrong} {stage.errors}"
-    assert not play.wrong, told
-    assert not stage.errors, told
-    assert not stage.stuck, f"{told}: nobody can go on"
-    left = [*dict(play.table.slots), *dict(play.table.entries)]
-    assert not left, f"{told}: left {left}"
-    return stage
+def run_scene(scene: Scene, plan: dict[int, int], opcodes: frozenset[str]) -> Stage:
+    return perform(LockPlay(Stage(plan, opcodes)), scene)
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", LOCK_SCENES)
 @pytest.mark.time_limit(900)
-def test_L1_no_schedule_of_a_few_parties_breaks_the_table(scene: Any) -> None:
+def test_L1_no_schedule_of_a_few_parties_breaks_the_table(scene: Scene) -> None:
     """However they meet at the two dicts: no two strangers inside, nobody waits for ever, nothing is left."""
     explore(lambda plan: run_scene(scene, plan, frozenset()), 3, LIMIT)
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", LOCK_SCENES)
 @pytest.mark.time_limit(900)
-def test_L1_no_schedule_within_the_hot_functions_breaks_the_table(scene: Any) -> None:
+def test_L1_no_schedule_within_the_hot_functions_breaks_the_table(scene: Scene) -> None:
     """The same, changing over at any opcode of the functions that run without the mutex or meet those that do."""
     explore(lambda plan: run_scene(scene, plan, OPCODES), 2, LIMIT // 5)
 
@@ -281,7 +159,7 @@ def test_L2_children_of_one_holder_may_enter_at_once_while_it_leaves_another_loc
     explore(lambda plan: run_scene(hand_over_hand, plan, frozenset({"live"})), 2, LIMIT * 2)
 
 
-def holder_of_the_next_lock_leaves(play: Play) -> list[Program]:
+def holder_of_the_next_lock_leaves(play: LockPlay) -> list[Program]:
     """0 holds "a" and waits for "b"; while 1 comes to wait for "a", and looks for a ring, 2 leaves "b"."""
     b = Lock(play.table, "b")
     there: list[int] = []
@@ -316,16 +194,14 @@ def test_L5_a_holder_may_leave_while_a_ring_is_looked_for() -> None:
 # -- many at once -------------------------------------------------------------------------------------------
 
 
-class Crowd:
-    """Threads and tasks that count up what a lock guards, by a read, a pause and a write."""
+class Counting(Crowd):
+    """They count up what a lock guards, by a read, a pause and a write."""
 
     def __init__(self, coord: Coordinator, span: float) -> None:
-        self.coord = coord
-        self.end = time.monotonic() + span
+        super().__init__(coord, span)
         self.count = {"a": 0, "b": 0}
         self.expected = {"a": 0, "b": 0}
         self.mutex = threading.Lock()
-        self.errors: list[BaseException] = []
         self.entered = 0
 
     def step(self, *names: str) -> Iterator[None]:
@@ -347,22 +223,6 @@ class Crowd:
         for _ in self.step(*names):
             await asyncio.sleep(0)
 
-    def watched(self, work: Callable[[], Any]) -> Callable[[], None]:
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:
-                self.errors.append(error)
-
-        return run
-
-    # threads
-
-    def by_threads(self, seed: int) -> None:
-        dice = random.Random(seed)
-        while time.monotonic() < self.end and not self.errors:
-            self.one_thread_visit(dice, dice.choice("ab"))
-
     def one_thread_visit(self, dice: random.Random, name: str) -> None:
         lock, kind = self.coord.lock(name), dice.randrange(6)
         if kind == 0:
@@ -372,10 +232,7 @@ class Crowd:
                 finally:
                     lock.release()
         elif kind == 1:
-            with (
-                contextlib.suppress(CoordinationTimeoutError),
-                self.coord.lock("b", "a", timeout=dice.random() * 0.005),
-            ):
+            with self.coord.lock("b", "a", timeout=dice.random() * 0.005):
                 self.step_now("a", "b")
         elif kind == 2:  # children in threads, one at a time; they may outlive the block
             with lock:
@@ -397,24 +254,6 @@ class Crowd:
 
         return self.watched(lambda: context.run(visit))
 
-    # tasks
-
-    def by_tasks(self, seed: int) -> None:
-        asyncio.run(self.all_tasks(seed))
-
-    async def all_tasks(self, seed: int) -> None:
-        await asyncio.gather(*(self.one_task(random.Random(seed * 100 + number)) for number in range(4)))
-
-    async def one_task(self, dice: random.Random) -> None:
-        loop = asyncio.get_running_loop()
-        while time.monotonic() < self.end and not self.errors:
-            task = asyncio.ensure_future(self.one_task_visit(dice, dice.choice("ab")))
-            if dice.random() < 0.4:
-                loop.call_later(dice.random() * 0.004, task.cancel)
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.result()
-
     async def one_task_visit(self, dice: random.Random, name: str) -> None:
         lock, kind = self.coord.lock(name), dice.randrange(6)
         if kind == 0:
@@ -424,9 +263,8 @@ class Crowd:
                 finally:
                     lock.release()
         elif kind == 1:
-            with contextlib.suppress(CoordinationTimeoutError):
-                async with self.coord.lock("b", "a", timeout=dice.random() * 0.005):
-                    await self.step_async("a", "b")
+            async with self.coord.lock("b", "a", timeout=dice.random() * 0.005):
+                await self.step_async("a", "b")
         elif kind == 2:
             async with lock:
                 await asyncio.gather(*(self.visit(name) for _ in range(3)))
@@ -446,11 +284,8 @@ class Crowd:
 def test_L1_threads_and_tasks_of_two_loops_lose_no_count(hostile: Any, coord: Coordinator) -> None:
     """Timeouts, cancellations, groups, borrowers: nobody is in another's way, nobody hangs, nothing is left."""
     with hostile():
-        crowd = Crowd(coord, SPAN)
-        visits = [lambda seed=seed: crowd.by_threads(seed) for seed in range(3)]
-        visits += [lambda seed=seed: crowd.by_tasks(seed) for seed in range(2)]
-        join_all(start_all(*map(crowd.watched, visits)), SPAN + 60)
-    assert not crowd.errors, crowd.errors
+        crowd = Counting(coord, SPAN)
+        crowd.play()
     assert crowd.count == crowd.expected
     assert crowd.entered > 100
     assert coord.snapshot().locks == ()
