@@ -238,9 +238,7 @@ class Writer:
         if not done:
             self._lose_all(f"{self.store} did not take them within {self._flush_timeout:.3g} s")
         thread = self._thread
-        if thread is None or thread is threading.current_thread():
-            return
-        if self._wait(lambda: self._thread is None, countdown):
+        if thread is not None and self._wait(lambda: self._thread is None, countdown):
             thread.join()
 
     def _lose_all(self, why: str) -> None:
@@ -268,7 +266,7 @@ class Writer:
                     if self._ending and not self._buffer:
                         break
                     self._wake.sleep(self._clock, None)
-                if self._buffer and not self._ending and not self._hurried:
+                if self._buffer and not self._hurried:
                     self._wake.sleep(self._clock, FLUSH_EVERY)
                 self._work()
                 self.mark = -1
@@ -289,7 +287,6 @@ class Writer:
             self._write(self._hand)
             self._ring()
         self._tell_lost()
-        self._ring()
 
     def _take(self) -> bool:
         with self._mutex:
@@ -303,7 +300,7 @@ class Writer:
         """Write a batch; as long as the store is away, again and again (S2)."""
         records = sorted(map(self._record_of, hand), key=_by_time)  # who emits first may be the second to put it here
         delay = _FIRST_RETRY
-        while self._given_up is not hand:
+        while True:
             try:
                 self.store.write(records)
             except (TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any, Callable, Optional
 
 import pytest
-from support import eventually, run_script
+from support import eventually, join_all, run_script, start_all
 
 from agentdiff import CoordinationTimeoutError, Coordinator, StoreError
 from agentdiff.stores import Query, Record, Store
@@ -61,6 +61,34 @@ class FakeStore(MemoryStore):
             yield
         finally:
             self.may_go_on.set()
+
+
+class SteppedStore(FakeStore):
+    """Tells of each batch before it writes it, and waits for a word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached: SimpleQueue[list[int]] = SimpleQueue()
+        self.go_on: SimpleQueue[None] = SimpleQueue()
+
+    def write(self, records: Sequence[Record]) -> None:
+        self.reached.put([int(record.id[3:]) for record in records])
+        self.go_on.get()
+        super().write(records)
+
+    @contextmanager
+    def stepping(self) -> Iterator[Callable[[list[int]], None]]:
+        """What lets it write, and asserts which batch comes next; at the end it may go on."""
+
+        def step(to: list[int]) -> None:
+            self.go_on.put(None)
+            assert self.reached.get(timeout=10) == to
+
+        try:
+            yield step
+        finally:
+            for _ in range(20):
+                self.go_on.put(None)
 
 
 def record_of(number: int) -> Record:
@@ -133,7 +161,9 @@ def test_S2_a_store_that_is_away_gets_everything_when_it_is_back(caplog: pytest.
             clock.advance(1.0)
         store.error = None
         eventually(lambda: clock.advance(1.0) or writer.stored == 8)
-        assert kept(store) == list(range(8))
+        keep(8)
+        assert writer.flush(10)
+        assert kept(store) == list(range(9))
         assert store.attempts > 3
     assert [line.getMessage() for line in caplog.records if "away" in line.getMessage()] == [
         "<FakeStore> is away (ConnectionError: refused): up to 10 events wait for it, then the oldest are lost"
@@ -150,15 +180,18 @@ def test_S2_the_oldest_are_dropped_and_counted_exactly(caplog: pytest.LogCapture
             keep(0)
             writer.hurry()
             assert store.entered.wait(10)
-            for number in range(1, 101):
+            is_over = writer._aim()
+            for number in range(1, 102):
                 keep(number)
-            assert (writer.stored, writer.dropped) == (0, 90)
+            assert (writer.stored, writer.dropped) == (0, 91)
+            assert not is_over()  # though more have been dropped than it waits for
         assert writer.flush(10)
-        assert kept(store) == [0, *range(91, 101)]
-        assert (writer.stored, writer.dropped) == (11, 90)
+        assert is_over()
+        assert kept(store) == [0, *range(92, 102)]
+        assert (writer.stored, writer.dropped) == (11, 91)
         eventually(lambda: caplog.records)
     assert [line.getMessage() for line in caplog.records] == [
-        "90 events were lost: <FakeStore> is slower than those who emit"
+        "91 events were lost: <FakeStore> is slower than those who emit"
     ]
 
 
@@ -193,47 +226,53 @@ def test_S2_a_record_that_can_never_be_kept_costs_nothing_but_itself(caplog: pyt
     """It is found, counted and told of; the others of its batch are kept, in order."""
     store = FakeStore()
     store.refuses = lambda record: record.id in {"id-2", "id-4"}
-    with writing(store) as (writer, keep):
+    with writing(store, size=100) as (writer, keep):
         for number in range(6):
             keep(number)
         assert writer.flush(10)
         assert kept(store) == [0, 1, 3, 5]
         assert (writer.stored, writer.dropped) == (4, 2)
+        attempts = store.attempts
+        for number in range(6, 12):
+            keep(number)
+        assert writer.flush(10)
+        assert store.attempts == attempts + 1  # all of them together again
     assert sum("can't be kept" in line.getMessage() for line in caplog.records) == 2
 
 
 def test_S1_flush_waits_for_every_event_though_they_are_written_one_by_one() -> None:
     """Those that wait behind one that is refused are still to come, and so is what was put in after them."""
-    reached: SimpleQueue[str] = SimpleQueue()
-    go_on: SimpleQueue[None] = SimpleQueue()
-
-    class Stepwise(FakeStore):
-        def write(self, records: Sequence[Record]) -> None:
-            if len(records) == 1:
-                reached.put(records[0].id)
-                go_on.get()
-            super().write(records)
-
-    store = Stepwise()
+    store = SteppedStore()
     store.refuses = lambda record: record.id == "id-2"
     with writing(store) as (writer, keep):
-        for number in range(5):
-            keep(number)
-        writer.hurry()
-        try:
-            assert reached.get(timeout=10) == "id-0"
+        with store.stepping() as step:
+            for number in range(5):
+                keep(number)
+            writer.hurry()
+            assert store.reached.get(timeout=10) == [0, 1, 2, 3, 4]
+            step([0])
             keep(5)
             is_over = writer._aim()
             for number in range(1, 6):
-                go_on.put(None)
-                assert reached.get(timeout=10) == f"id-{number}"
+                step([number])
                 assert not is_over()
-        finally:
-            for _ in range(6):
-                go_on.put(None)
         assert writer.flush(10)
         assert is_over()
         assert kept(store) == [0, 1, 3, 4, 5]
+
+
+def test_S1_flush_comes_back_though_there_is_always_a_next_batch() -> None:
+    """As soon as those are written that it waits for."""
+    store = SteppedStore()
+    with writing(store) as (writer, keep), store.stepping() as step:
+        keep(0)
+        writer.hurry()
+        assert store.reached.get(timeout=10) == [0]
+        flushing = start_all(lambda: writer.flush(None))
+        eventually(lambda: writer._bells)
+        keep(1)
+        step([1])
+        join_all(flushing)
 
 
 def test_S1_flush_says_when_the_store_did_not_take_them_in_time() -> None:
@@ -461,9 +500,67 @@ def test_E6_the_exit_waits_only_for_what_is_left_of_flush_timeout() -> None:
             keep(1)
             writer.stop_by(-1e9)
             assert writer.dropped == 2
-            writer.stop_by(-1e9)
-            assert writer.dropped == 2
         eventually(lambda: (writer.stored, writer.dropped) == (1, 1))  # it was written after all
+
+
+def test_E6_the_exit_does_not_wait_again_for_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever closed it has waited."""
+    store = FakeStore()
+    with store.hanging(), writing(store, flush_timeout=0.0) as (writer, keep):
+        keep(0)
+        writer.stop()
+        with monkeypatch.context() as patched:
+            patched.setattr("agentdiff.stores.writer._Countdown", pytest.fail)
+            writer.stop_by(0.0)
+        store.may_go_on.set()
+        eventually(lambda: writer._thread is None)
+
+
+@pytest.mark.parametrize("end", ["written", "refused", "away"])
+def test_S2_what_was_given_up_is_counted_once_whatever_becomes_of_it(end: str) -> None:
+    """Also if it is given up twice; if it has been written in the end, it is not lost."""
+    store = FakeStore()
+    with writing(store, flush_timeout=0.0) as (writer, keep):
+        with store.hanging():
+            keep(0)
+            keep(1)
+            writer.hurry()
+            assert store.entered.wait(10)
+            keep(2)
+            for _ in range(2):
+                writer.stop()
+                assert (writer.stored, writer.dropped) == (0, 3)
+            if end == "refused":
+                store.refuses = lambda record: True
+            elif end == "away":
+                store.error = StoreError("no")
+        eventually(lambda: writer._thread is None)
+        assert (writer.stored, writer.dropped) == ((2, 1) if end == "written" else (0, 3))
+        assert kept(store) == ([0, 1] if end == "written" else [])
+
+
+def test_S1_an_event_that_comes_as_the_writer_goes_to_sleep_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has woken nobody, since somebody was awake."""
+    store, clock, late = FakeStore(), FakeClock(), [1]
+    with writing(store, clock=clock) as (writer, keep):
+        monkeypatch.setattr(writer, "_tell_lost", lambda: keep(late.pop()) if late else None)  # it has found no more
+        keep(0)
+        clock.wait_for_sleepers(1)
+        clock.advance(0.1)
+        eventually(lambda: clock.advance(0.1) or kept(store) == [0, 1])
+
+
+def test_E6_stop_waits_until_the_store_is_closed() -> None:
+    """The thread ends after that, and then whoever stops it goes on."""
+    store, clock, may_close = FakeStore(), FakeClock(), threading.Event()
+    store.close = may_close.wait  # type: ignore[assignment,method-assign]
+    with writing(store, clock=clock) as (writer, keep):
+        keep(0)
+        stopping = start_all(writer.stop)
+        eventually(lambda: writer._ending)
+        clock.wait_for_sleepers(1)
+        may_close.set()
+        join_all(stopping)
 
 
 def test_E6_close_async_gives_up_on_a_hung_store_too() -> None:
@@ -527,6 +624,7 @@ def test_L13_a_writer_that_forgets_begins_anew() -> None:
     writer.end()
     eventually(lambda: writer._thread is None)
     keep(2)
+    assert writer._thread is None
     writer.forget()
     keep(3)
     assert writer.flush(10)
