@@ -67,9 +67,9 @@ class Deliverer(Protocol):
     clock: Clock
     workers: Workers
     mutex: Any
-    unusual: bool
     away: set[Away]
     bells: dict[Delivery, list[Bell]]
+    beside: dict[Delivery, int]
 
     @property
     def waits(self) -> Sleeper: ...
@@ -81,13 +81,11 @@ class Deliverer(Protocol):
 
     def handle(self, delivery: Delivery, place: int) -> bool: ...
 
-    def skips(self, delivery: Delivery) -> bool: ...
-
     def look_for_idle(self, run_id: Optional[str] = None) -> None: ...
 
-    def event_of(self, delivery: Delivery) -> Event: ...
-
     def number_of(self, delivery: Delivery) -> int: ...
+
+    def event_of(self, delivery: Delivery) -> Event: ...
 
     def record(
         self, delivery: Delivery, sub: Subscription, place: int, result: Any, error: Optional[BaseException]
@@ -380,6 +378,30 @@ class _Resumption:
         return True
 
 
+class Route:
+    """Who listens to a name, at one time: what the events that are emitted then have in common."""
+
+    __slots__ = ("bus", "heard", "name", "sole", "subs")
+
+    def __init__(self, bus: Deliverer, name: str, subs: tuple[Subscription, ...]) -> None:
+        self.bus: Deliverer = bus
+        self.name: str = name
+        self.subs: tuple[Subscription, ...] = subs
+        self.heard: bool = bool(subs)
+        self.sole: Optional[Subscription] = subs[0] if len(subs) == 1 and subs[0].simple else None
+
+
+class Details:
+    """What few want to know of an event: made for one that something has caused, or when somebody looks."""
+
+    __slots__ = ("event", "inner", "outer")
+
+    def __init__(self, outer: Optional[Cause]) -> None:
+        self.outer: Optional[Cause] = outer  # why it was emitted
+        self.inner: Optional[Cause] = None  # why its handlers emit what they emit
+        self.event: Optional[Event] = None
+
+
 class Delivery:
     """The handling of one event: what `emit` returns (E4). Waiting for it is optional.
 
@@ -390,60 +412,61 @@ class Delivery:
     (42,)
     """
 
-    # Those up to `time` are set by `emit`, the others when somebody asks, or the handling begins, so that a pending
-    # event is small and quick to make. `route` is emptied at the end: nobody is to be called any more.
-    __slots__ = (
-        "__weakref__",
-        "_beside",
-        "_event",
-        "_inner",
-        "bus",
-        "data",
-        "lane",
-        "name",
-        "outcomes",
-        "outer",
-        "route",
-        "sender",
-        "serial",
-        "time",
-    )  # fmt: skip
+    # Set by `emit`. They are few, so that a pending event is small and quick to make; and none of them is left out
+    # where somebody may look, since it costs much to find that out.
+    __slots__ = ("data", "details", "lane", "outcomes", "route", "sender", "serial", "time")
 
-    bus: Deliverer
-    name: str
+    route: Route
     data: Any
     sender: Optional[str]
-    outer: Optional[Cause]
-    lane: Optional[Lane]
-    route: tuple[Subscription, ...]
-    serial: Optional[int]  # None: nobody hears it, and nobody has asked
     time: float
-    outcomes: Optional[Sequence[Outcome]]  # None: it has begun
-    _inner: Cause
-    _beside: int
-    _event: Event
+    serial: Optional[int]
+    details: Optional[Details]
+    lane: Lane  # the last two only where somebody hears it
+    outcomes: Optional[Sequence[Outcome]]  # None: queued; a list: it has begun; a tuple: it has ended
 
     def __repr__(self) -> str:
-        return f"<Delivery of {self.name!r} {'pending' if self.route else 'done'}>"
+        return f"<Delivery of {self.name!r} {'done' if self.done else 'pending'}>"
+
+    @property
+    def name(self) -> str:
+        """The event's name."""
+        return self.route.name
+
+    @property
+    def bus(self) -> Deliverer:
+        """Whose event it is."""
+        return self.route.bus
 
     @property
     def event(self) -> Event:
         """The event that is being delivered."""
-        try:
-            return self._event
-        except AttributeError:
-            self._event = self.bus.event_of(self)
-            return self._event
+        details = self._look()
+        if details.event is None:
+            details.event = self.bus.event_of(self)
+        return details.event
+
+    def _look(self) -> Details:
+        if self.details is None:
+            with self.bus.mutex:
+                if self.details is None:
+                    self.details = Details(None)
+        return self.details
 
     @property
     def number(self) -> int:
         """What its event's id is made of; given when somebody asks."""
-        return self.bus.number_of(self) if self.serial is None else self.serial
+        return self.route.bus.number_of(self) if self.serial is None else self.serial
+
+    @property
+    def outer(self) -> Optional[Cause]:
+        """Why it was emitted."""
+        return None if self.details is None else self.details.outer
 
     @property
     def done(self) -> bool:
         """Whether every handler has ended."""
-        return not self.route
+        return not self.route.heard or type(self.outcomes) is tuple
 
     @property
     def results(self) -> tuple[Any, ...]:
@@ -456,7 +479,7 @@ class Delivery:
         return tuple(error for _, _, error in self._outcomes_so_far() if error is not None)
 
     def _outcomes_so_far(self) -> list[Outcome]:
-        return sorted(getattr(self, "outcomes", None) or (), key=_by_place)
+        return sorted(self.outcomes or (), key=_by_place) if self.route.heard else []
 
     def add_outcome(self, place: int, result: Any, error: Optional[BaseException]) -> None:
         """A handler has ended."""
@@ -479,10 +502,10 @@ class Delivery:
         """
         timeout = check_timeout(timeout)
         self._refuse_own()
-        if self.route:
+        if not self.done:
             wait = self.bus.waits.for_delivery(self)
             self.bus.waits.sleep(self._add_bell, self._drop_bell, self._is_over, timeout, wait, lane_too=True)
-            if self.route:
+            if not self.done:
                 raise CoordinationTimeoutError(
                     f"event {self.name!r} was not handled within {timeout:g} s", name=self.name, timeout=timeout
                 )
@@ -493,11 +516,11 @@ class Delivery:
 
     async def _wait_async(self) -> Delivery:
         self._refuse_own()
-        while self.route:
+        while not self.done:
             bell = TaskBell()
             self._add_bell(bell)
             try:
-                if self.route:
+                if not self.done:
                     wait = self.bus.waits.for_delivery(self)
                     await self.bus.waits.sleep_async(bell, self._is_over, None, wait, lane_too=True)
             finally:
@@ -506,8 +529,8 @@ class Delivery:
 
     def _refuse_own(self) -> None:
         cause = cause_here()
-        while cause is not None and self.route:
-            if cause.handled and cause.bus is self.bus and cause.number == self.number:
+        while cause is not None and not self.done:
+            if cause is self.as_cause():
                 raise DeadlockError(
                     f"a handler of event {self.name!r}, or one that this event caused, waits for this event's "
                     "handlers to end: it would wait for itself",
@@ -517,7 +540,7 @@ class Delivery:
             cause = cause.outer
 
     def _is_over(self) -> bool:
-        return not self.route
+        return self.done
 
     def _add_bell(self, bell: Bell) -> None:
         with self.bus.mutex:
@@ -540,39 +563,40 @@ class Delivery:
 
     def as_cause(self) -> Cause:
         """Why its handlers emit what they emit; made when the first of them does."""
-        try:
-            return self._inner
-        except AttributeError:
-            lane = self.lane
-            assert lane is not None
+        details = self.details
+        if details is None or details.inner is None:
             with self.bus.mutex:
-                if not hasattr(self, "_inner"):
-                    inner = lane if lane.run_id is not None else None
-                    self._inner = Cause(self.bus, self.outer, inner, self.number, self.name, True)
-            return self._inner
+                details = self._look()
+                if details.inner is None:
+                    lane = None if self.lane.run_id is None else self.lane
+                    details.inner = Cause(self.bus, details.outer, lane, self.number, self.name, True)
+        return details.inner
 
     # -- handlers beside each other (E1) --------------------------------------------------------------------
 
     def begin_beside(self) -> None:
         """Another handler runs beside the others."""
         with self.bus.mutex:
-            self._beside = getattr(self, "_beside", 0) + 1
+            self.bus.beside[self] = self.bus.beside.get(self, 0) + 1
 
     def end_beside(self) -> bool:
         """One of them has ended, or those that go one after another have; True for the last."""
+        beside = self.bus.beside
         with self.bus.mutex:
-            self._beside -= 1
-            return self._beside == -1
+            left = beside[self] = beside[self] - 1
+            if left == -1:
+                del beside[self]
+        return left == -1
 
     @property
     def at_work(self) -> int:
         """How many of its handlers are, while it is handled; those that go one after another count as one."""
-        return 1 + getattr(self, "_beside", 0)
+        return 1 + self.bus.beside.get(self, 0)
 
     @property
     def has_beside(self) -> bool:
         """Whether a handler was started beside the others."""
-        return hasattr(self, "_beside")
+        return self in self.bus.beside
 
 
 def cause_here() -> Optional[Cause]:

@@ -30,24 +30,6 @@ PARK_FOR = 1.0
 """After so many idle seconds a worker ends."""
 
 
-class Tally:
-    """A counter that many threads raise without a mutex, and that can be read exactly.
-
-    `add()` is one atomic call. `read()`, one at a time, takes its own call off again.
-    """
-
-    __slots__ = ("add", "reads")
-
-    def __init__(self) -> None:
-        self.add: Callable[[], int] = count().__next__
-        self.reads: int = 0
-
-    def read(self) -> int:
-        """How often `add` has been called."""
-        self.reads += 1
-        return self.add() - self.reads + 1
-
-
 class Workers:
     """At most `limit` daemon threads that run jobs in the order of their submission."""
 
@@ -305,9 +287,8 @@ class Drainable(Protocol):
 
     exit_timeout: Optional[float]
 
-    @property
-    def accepted(self) -> int:
-        """How much work has come so far."""
+    begun: int
+    """How much work has been begun since the first drain."""
 
     def drain(self, timeout: Optional[float]) -> bool:
         """Let the work go on for `timeout` seconds, lending a hand where no thread can; True when all is done."""
@@ -426,11 +407,11 @@ def _drain(is_done: Callable[[float], bool]) -> None:
 def _drain_all(started: float) -> bool:
     """One round; True if all is done, but for what has no time left, and nothing new has come meanwhile."""
     members = [what for what in _members() if not _is_late(what, started)]
-    before = [what.accepted for what in members]
+    before = [what.begun for what in members]
     done = [what.drain(_POLL) for what in members]
     if not all(done):
         look_whether_all_wait()
-    return all(done) and before == [what.accepted for what in members]
+    return all(done) and all(what.drain(0) for what in members) and before == [what.begun for what in members]
 
 
 def look_whether_all_wait() -> None:

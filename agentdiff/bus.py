@@ -22,11 +22,26 @@ from typing import Any, Callable, Optional, Union
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ._clock import Clock
-from ._lanes import AWAY, EMPTY, ENOUGH, Away, Cause, Delivery, Handler, Lane, Loan, Subscription, cause_here, name_of
+from ._lanes import (
+    AWAY,
+    EMPTY,
+    ENOUGH,
+    Away,
+    Cause,
+    Delivery,
+    Details,
+    Handler,
+    Lane,
+    Loan,
+    Route,
+    Subscription,
+    cause_here,
+    name_of,
+)
 from ._log import about, logger
 from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, running_loop
 from ._waitqueue import Bell, TaskBell
-from ._workers import OwnLoop, Tally, Workers, drain_at_exit
+from ._workers import OwnLoop, Workers, drain_at_exit
 from .deadlock import Graph, OtherWait
 from .errors import (
     CascadeError,
@@ -46,6 +61,8 @@ Emit = Callable[..., Delivery]
 _ROUTES_KEPT = 4096
 _NAMES_SHOWN = 12
 _TURNS_BEFORE_OTHERS = 64
+_why = CAUSE.get
+_BEGUN: list[Any] = []
 _NOTHING = ((1, None, None),)  # what most deliveries hold in the end
 
 
@@ -76,15 +93,17 @@ class Bus:
         self.version: int = 0  # raised whenever somebody may have begun or ceased to listen
         self.closed: bool = False
         self.abandoned: bool = False  # what is queued will not be delivered
-        self.unusual: bool = False  # a delivery is looked at before it is handled: it may be abandoned, or queued twice
+        self.odd: list[str] = []  # why a delivery is looked at before it is handled
+        self.begun: int = 0  # of those that were looked at, how many were handled
         self.failed: int = 0  # handlers that raised
         self.refused: int = 0  # lifecycle events that could not be queued
         self.away: set[Away] = set()
         self.bells: dict[Delivery, list[Bell]] = {}  # of those who wait for a delivery
+        self.beside: dict[Delivery, int] = {}  # how many handlers run beside the others
         self._exact: dict[str, list[Subscription]] = {}
         self._patterns: list[tuple[re.Pattern[str], Subscription]] = []
         self._any_pattern: Optional[re.Pattern[str]] = None
-        self._routes: dict[str, tuple[Subscription, ...]] = {}
+        self._routes: dict[str, Route] = {}
         self._expected: list[Expected] = []
         self._order = count()
         self._runs: WeakValueDictionary[str, Lane] = WeakValueDictionary()
@@ -100,8 +119,8 @@ class Bus:
     def _begin(self) -> None:
         """Nothing has been emitted yet."""
         self._prefix = os.urandom(5).hex() + "-"
-        self.numbers: Tally = Tally()
-        self._unheard = count(-1, -1)
+        self._numbers = count()
+        self.beside.clear()
         self.live.clear()
         self.waits.forget()
         self._joiners: list[Bell] = []
@@ -133,7 +152,7 @@ class Bus:
     def forget_work(self) -> None:
         """What is queued will not be handled, and nobody is told of anything that has been."""
         with self.mutex:
-            for lane in {delivery.lane for delivery in self.live if delivery.lane is not None}:
+            for lane in {delivery.lane for delivery in self.live}:
                 lane.queue.clear()
             self.live.clear()
             self._expected.clear()
@@ -242,16 +261,19 @@ class Bus:
             self._routes.pop(name, None)
         self.version += 1
 
-    def find_route(self, name: str) -> tuple[Subscription, ...]:
+    def find_route(self, name: str) -> Route:
         """Who listens to `name`, in registration order; remembered, so that others' subscriptions cost nothing (E9)."""
         check_name(name)
+        found = self._routes.get(name)
+        if found is not None:
+            return found
         with self.mutex:
             self._refuse_if_closed()
             subs = list(self._exact.get(name, ()))
             if self._any_pattern is not None and self._any_pattern.fullmatch(name):
                 subs += [sub for regex, sub in self._patterns if regex.fullmatch(name) and sub not in subs]
                 subs.sort(key=lambda sub: sub.order)
-            route = tuple(subs)
+            route = Route(self, name, tuple(subs))
             if len(self._routes) >= _ROUTES_KEPT:
                 self._routes.clear()
             if not self._expected:  # else each event is to be told of
@@ -263,7 +285,7 @@ class Bus:
         if self.keep is not None:
             return not self.closed
         try:
-            return bool(self._routes.get(name) or self.find_route(name) or self._is_expected(name))
+            return self.find_route(name).heard or self._is_expected(name)
         except ClosedError:
             return False
 
@@ -296,6 +318,8 @@ class Bus:
 
     def tell_expecting(self, delivery: Delivery) -> None:
         """An event has been emitted: those who wait for it go on."""
+        if not self._expected:
+            return
         with self.mutex:
             found = [expected for expected in self._expected if expected.offer(delivery)]
             for expected in found:
@@ -322,7 +346,7 @@ class Bus:
             max_pending=self.max_pending,
         )
 
-    def refuse_depth(self, name: str, cause: Cause) -> None:
+    def _refuse_depth(self, name: str, cause: Cause) -> None:
         """Handlers have caused one another too often (E11): say which."""
         names = [name]
         at: Optional[Cause] = cause
@@ -346,23 +370,24 @@ class Bus:
         It may be queued for the second time, and the worker come for the second time; neither does harm.
         """
         lane = delivery.lane
-        if lane is None:
-            return
         if delivery in self.live:
-            self.unusual = True
+            self.odd.append("some may be queued twice")
             lane.queue.append(delivery)
         lane.scheduled = True
         self.workers.submit(lane.run)
 
     def skips(self, delivery: Delivery) -> bool:
         """Whether a delivery that comes from its lane is not to be handled."""
-        if hasattr(delivery, "outcomes"):
+        if delivery.outcomes is not None:
             return True  # it has begun already
         if self.abandoned:
             error = ClosedError(f"event {delivery.name!r} was abandoned: its coordinator has quit")
-            delivery.outcomes = ((0, None, error),)
-            self._finish(delivery)
-        return self.abandoned
+            delivery.outcomes = [(0, None, error)]
+            self.finish(delivery)
+            return True
+        with self.mutex:
+            self.begun += 1
+        return False
 
     def own_cause(self, cause: Any) -> Optional[Cause]:
         """The nearest cause of this bus: coordinators share nothing, though they may share a context."""
@@ -372,6 +397,12 @@ class Bus:
             cause = cause.outer
         found: Optional[Cause] = cause
         return found
+
+    def lane_for(self, name: str, cause: Optional[Cause], lane: Optional[Lane] = None) -> Lane:
+        """Into which lane an event goes that has this cause; refuses what would make the cascade too deep (E11)."""
+        if cause is not None and cause.depth >= self.max_depth and name != "handler_failed":
+            self._refuse_depth(name, cause)
+        return lane or self.lane_of(cause)
 
     def lane_of(self, cause: Optional[Cause]) -> Lane:
         """The lane where no run is named: that of the event being handled, else the thread's or task's own (E2)."""
@@ -404,10 +435,10 @@ class Bus:
         return lane
 
     def number_of(self, delivery: Delivery) -> int:
-        """A number for an event that has none yet; those that nobody heard count downwards."""
-        with self.mutex:  # several may ask at once: the one who looks, and the writer of a store
+        """Give an event its number, if it has none yet."""
+        with self.mutex:  # several may ask at once: a handler, and the writer of a store
             if delivery.serial is None:
-                delivery.serial = next(self._unheard)
+                delivery.serial = next(self._numbers)
             return delivery.serial
 
     def event_of(self, delivery: Delivery) -> Event:
@@ -426,7 +457,8 @@ class Bus:
     def ids_of(self, delivery: Delivery) -> tuple[str, Optional[str], Optional[str]]:
         """The id of an event, of its run, and of its parent."""
         event_id = self._id_of(self.number_of(delivery) if delivery.serial is None else delivery.serial)
-        lane, cause = delivery.lane, delivery.outer
+        lane = delivery.lane if delivery.route.heard else None
+        cause = None if delivery.details is None else delivery.details.outer
         if cause is None:
             return event_id, None if lane is None else lane.run_id, None
         run_id = (lane or self.lane_of(cause)).run_id
@@ -442,8 +474,7 @@ class Bus:
 
     def _id_of(self, number: Optional[int]) -> str:
         """An event's number as others see it: unique beyond this process."""
-        assert number is not None
-        return f"{self._prefix}{number:x}" if number >= 0 else f"{self._prefix}u{-number:x}"
+        return f"{self._prefix}{number:x}"
 
     def run_here(self) -> Optional[str]:
         """The id of the run that the caller is in; None outside of any."""
@@ -472,8 +503,7 @@ class Bus:
 
     def call_cause(self, started: Delivery) -> Cause:
         """The cause of all that an agent does: its `_started` event is the parent; the lane stays what it was (E2)."""
-        outer = started.outer
-        lane = outer.lane if outer is not None else None
+        lane = None if started.outer is None else started.outer.lane
         return Cause(self, cause_here(), lane, started.number, started.name, False)
 
     def emit_lifecycle(
@@ -495,10 +525,10 @@ class Bus:
 
     def handle(self, delivery: Delivery, place: int) -> bool:
         """Call the handlers from `place` on, one after another (E1); False if an async one is to be waited for."""
-        route = delivery.route
+        route = delivery.route.subs
         beside = place > 0 and delivery.has_beside
         if place == 0:
-            delivery.outcomes = None  # it has begun
+            delivery.outcomes = _BEGUN
         while place < len(route):
             sub = route[place]
             place += 1
@@ -515,12 +545,12 @@ class Bus:
                 self._park(delivery, sub, place, _argument(delivery, sub))
                 return False
         if not beside or delivery.end_beside():
-            self._finish(delivery)
+            self.finish(delivery)
         return True
 
-    def _finish(self, delivery: Delivery) -> None:
+    def finish(self, delivery: Delivery) -> None:
         """Every handler of the event has ended."""
-        delivery.route = ()
+        delivery.outcomes = tuple(delivery.outcomes or ())
         if self.bells:
             delivery.ring()
         self.live.discard(delivery)
@@ -528,7 +558,6 @@ class Bus:
     def _park(self, delivery: Delivery, sub: Subscription, place: int, argument: Any) -> None:
         """The lane waits for this handler, which runs on a loop."""
         lane = delivery.lane
-        assert lane is not None
         lane.parked = (delivery, place)
         self._send_away(delivery, sub, place, argument, lambda: self.workers.submit(lane.resume))
 
@@ -540,8 +569,8 @@ class Bus:
 
         def then() -> None:
             if delivery.end_beside():
-                self._finish(delivery)
-                self.look_for_idle(delivery.lane.run_id if delivery.lane is not None else None)
+                self.finish(delivery)
+                self.look_for_idle(delivery.lane.run_id)
 
         def job() -> None:
             if not sub.may_start() or Context().run(_call, self, delivery, sub, place, then):
@@ -563,7 +592,7 @@ class Bus:
         self, delivery: Delivery, sub: Subscription, place: int, result: Any, then: Optional[Callable[[], None]]
     ) -> bool:
         """A sync handler has returned; False if it gave a coroutine, which is then driven on a loop."""
-        if result is None and len(delivery.route) == 1:  # most handlers of most events
+        if result is None and len(delivery.route.subs) == 1:  # most handlers of most events
             delivery.outcomes = _NOTHING
             return True
         if type(result) is not CoroutineType:
@@ -651,13 +680,7 @@ class Bus:
         """Whether any event of a run is queued or being delivered; None: of any."""
         if run_id is None or not self.pending:
             return bool(self.pending)
-        return any(delivery.lane is not None and delivery.lane.run_id == run_id for delivery in list(self.live))
-
-    @property
-    def accepted(self) -> int:
-        """How many events have been queued so far."""
-        with self.mutex:
-            return self.numbers.read()
+        return any(delivery.lane.run_id == run_id for delivery in list(self.live))
 
     def look_for_idle(self, run_id: Optional[str] = None) -> None:
         """A lane is idle, or a handler beside has ended: those who join look whether that was all."""
@@ -753,6 +776,8 @@ class Bus:
 
     def drain(self, timeout: Optional[float]) -> bool:
         """At the exit of the process: let the work go on, lending this thread where no worker can start (E6)."""
+        if not self.odd:
+            self.odd.append("those that begin are counted")
         if not self.workers.threads:
             self.workers.run_jobs()
         self._watch_loops()
@@ -768,7 +793,8 @@ class Bus:
         """Refuse from now on, and deliver nothing of what is queued; what runs may finish."""
         self.close()
         self.abandon(why)
-        self.abandoned = self.unusual = True
+        self.abandoned = True
+        self.odd.append("abandoned")
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -828,86 +854,78 @@ class RunBlock:
 
 
 def _make_emit(  # noqa: PLR0915  (flat on purpose)
-    bus: Bus, routes: dict[str, tuple[Subscription, ...]], outside: Any
+    bus: Bus, routes: dict[str, Route], outside: Any
 ) -> tuple[Emit, Emit]:
     """Closures, since every attribute looked up on this path shows in the figures."""
-    find = routes.get
     now = bus.clock.time
-    number = bus.numbers.add
-    why = CAUSE.get
     live = bus.live
-    count_in = live.add
-    loop_here = running_loop
-    submit = bus.workers.submit
 
     def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
         """Send an event on its way; never waits for a handler (E4)."""
         try:
-            route = find(name)
-        except TypeError:  # unhashable
-            check_name(name)
-            raise
-        cause = why()
-        if cause is not None:
-            cause = bus.own_cause(cause)
-        if route is None:  # a new name, or somebody expects events
-            return emit_in(name, data, sender, cause, None)
+            route = routes[name]
+        except (KeyError, TypeError):
+            route = None
+        if route is None:  # a new name, one that can't be hashed, or somebody expects events
+            return emit_in(name, data, sender, bus.own_cause(_why()), None)
         delivery = Delivery()
-        delivery.bus = bus
-        delivery.name = name
+        delivery.route = route
         delivery.data = data
         delivery.sender = sender
         delivery.time = now()
-        delivery.outer = cause
-        delivery.lane = None
-        delivery.route = route
-        if route:
-            return send(delivery, cause, None, True)
         delivery.serial = None
+        cause = _why()
+        if cause is None:
+            delivery.details = None
+        else:
+            cause = bus.own_cause(cause)
+            delivery.details = Details(cause)
+        if route.heard:
+            if cause is not None or running_loop() is not None:
+                lane = bus.lane_for(name, cause)
+            else:
+                try:
+                    lane = outside.lane
+                except AttributeError:
+                    lane = bus.lane_of(None)
+            delivery.lane = lane
+            delivery.outcomes = None
+            try:
+                live.add(delivery)
+                if len(live) > bus.max_pending:
+                    bus.make_room(delivery)
+                lane.queue.append(delivery)
+                if not lane.scheduled:
+                    lane.scheduled = True
+                    bus.workers.submit(lane.run)
+            except BaseException:  # Ctrl-C, at any of these steps
+                bus.repair(delivery)
+                raise
         return delivery
 
     def emit_in(name: str, data: Any, sender: Optional[str], cause: Optional[Cause], lane: Optional[Lane]) -> Delivery:
         """The same, where it is known what causes the event, and into which lane it belongs."""
-        route = find(name)
         delivery = Delivery()
-        delivery.bus = bus
-        delivery.name = name
+        route = delivery.route = bus.find_route(name)
         delivery.data = data
         delivery.sender = sender
-        delivery.outer = cause
-        delivery.lane = lane
-        delivery.route = bus.find_route(name) if route is None else route
         delivery.time = now()
-        if delivery.route:
-            return send(delivery, cause, lane, route is not None)
         delivery.serial = None
-        if route is None:
+        delivery.details = Details(cause)
+        if not route.heard:
             bus.tell_expecting(delivery)
-        return delivery
-
-    def send(delivery: Delivery, cause: Optional[Cause], lane: Optional[Lane], known: bool) -> Delivery:
-        if cause is not None and cause.depth >= bus.max_depth and delivery.name != "handler_failed":
-            bus.refuse_depth(delivery.name, cause)
-        if lane is None:
-            if cause is None:
-                try:
-                    lane = outside.lane if loop_here() is None else bus.lane_of(None)
-                except AttributeError:
-                    lane = bus.lane_of(None)
-            else:
-                lane = cause.lane or bus.lane_of(cause)
-            delivery.lane = lane
+            return delivery
+        lane = delivery.lane = bus.lane_for(name, cause, lane)
+        delivery.outcomes = None
         try:
-            delivery.serial = number()
-            count_in(delivery)
+            live.add(delivery)
             if len(live) > bus.max_pending:
                 bus.make_room(delivery)
-            if not known:
-                bus.tell_expecting(delivery)
+            bus.tell_expecting(delivery)
             lane.queue.append(delivery)
             if not lane.scheduled:
                 lane.scheduled = True
-                submit(lane.run)
+                bus.workers.submit(lane.run)
         except BaseException:  # Ctrl-C, at any of these steps
             bus.repair(delivery)
             raise
@@ -922,6 +940,8 @@ def _make_deliver(bus: Bus) -> Callable[[deque[Delivery], deque[Loan], Context],
     handle = bus.handle
     forget = bus.live.discard
     bells = bus.bells
+    odd = bus.odd
+    skips = bus.skips
 
     def deliver(queue: deque[Delivery], returning: deque[Loan], context: Context) -> int:  # noqa: PLR0912
         """Deliver what a lane holds, one after another, in a context made for that; tell why it has paused.
@@ -937,30 +957,30 @@ def _make_deliver(bus: Bus) -> Callable[[deque[Delivery], deque[Loan], Context],
                 delivery = take()
             except IndexError:
                 return EMPTY
-            if bus.unusual and bus.skips(delivery):
+            if odd and skips(delivery):
                 continue
-            route = delivery.route
-            if len(route) > 1 or not route[0].simple:
+            sub = delivery.route.sole
+            if sub is None or not sub.active:
                 if not handle(delivery, 0):
                     return AWAY
                 continue
-            sub = route[0]
-            delivery.outcomes = None  # it has begun
-            if sub.active:
-                cause(delivery)
-                try:
-                    result = sub.handler(delivery.data)
-                except BaseException as error:
-                    bus.has_raised(delivery, sub, 1, error)
+            delivery.outcomes = _BEGUN
+            cause(delivery)
+            try:
+                result = sub.handler(delivery.data)
+            except BaseException as error:
+                bus.has_raised(delivery, sub, 1, error)
+                bus.finish(delivery)
+            else:
+                if result is None:  # most handlers of most events
+                    delivery.outcomes = _NOTHING
+                    if bells:
+                        delivery.ring()
+                    forget(delivery)
+                elif bus.has_returned(delivery, sub, 1, result, None):
+                    bus.finish(delivery)
                 else:
-                    if result is None:
-                        delivery.outcomes = _NOTHING
-                    elif not bus.has_returned(delivery, sub, 1, result, None):
-                        return AWAY
-            delivery.route = ()
-            if bells:
-                delivery.ring()
-            forget(delivery)
+                    return AWAY
             if len(context) != 1:
                 return ENOUGH
         return ENOUGH

@@ -986,6 +986,17 @@ def cascade(coord, depth):
     return seen
 
 
+def test_E6_from_the_drain_on_a_bus_counts_what_begins(coord):
+    """So who drains notices work that has come and gone: handlers of every kind, one after another or beside."""
+    coord.on("a", lambda data: None)
+    coord.on("b", lambda data: None, pass_event=True)
+    coord.on("c", lambda data: None, concurrent=True)
+    assert coord._bus.drain(0)
+    for number, name in enumerate("abca", 1):
+        coord.emit(name).wait(10)
+        assert coord._bus.begun == number
+
+
 def test_E7_join_waits_for_cascades(coord):
     """When it returns nothing is pending."""
     seen = cascade(coord, 50)
