@@ -162,7 +162,8 @@ class Wait:
 
     @ends.default
     def _all_go_on(self) -> Callable[[Container[Party]], bool]:
-        return lambda free: all(hop.other in free for hop in self.hops)
+        hops = self.hops  # and not this wait itself, which would be a cycle that keeps what its parties hold
+        return lambda free: all(hop.other in free for hop in hops)
 
 
 @attrs.define(eq=False)
