@@ -314,7 +314,6 @@ class Lane:
         if not self._wants_back(loan, bell):
             bell.sleep(self._bus.clock, None)
         self.parked = loan.parked
-        self.holder = LOCAL.me
 
     async def take_back_async(self, loan: Loan) -> None:
         """Wait for the turn on this loop; a cancellation comes after that, since the lane must be taken back."""

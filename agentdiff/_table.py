@@ -150,7 +150,7 @@ class LockTable:
                         entry.enter(slot)
                     entry.tidy()
                 elif self._may_be_stuck(entry):
-                    ring = find_ring(waiter.owner, self._wait_of)
+                    ring = self._ring_from(waiter.owner)
                     if ring:
                         entry.forsake(waiter)
             if self.book.woken or self._chores:
@@ -175,6 +175,18 @@ class LockTable:
             if owner in waiting or owner in elsewhere or isinstance(owner, GeneratorOwner):
                 return True
         return False
+
+    def _ring_from(self, start: Party) -> tuple[Hop, ...]:
+        """A ring through `start` that stands still: nobody in it has gone on while we looked.
+
+        Waits for locks end, and waits of all kinds begin, under the mutex that we hold; the others may end any time.
+        """
+        book = self.book
+        while True:
+            ring = find_ring(start, self._wait_of)
+            waiting = [hop.waiter for hop in ring if hop.lock is not None or hop.why is not None]
+            if all(party in book.elsewhere or party in book.waiting for party in waiting):
+                return ring
 
     def _wait_of(self, party: Party) -> Optional[Wait]:
         """Whom `party` waits for; None: for nobody (L5). A generator amid a step goes on if its driver does."""
@@ -207,7 +219,7 @@ class LockTable:
         """
         with self._mutex:
             self.book.list_other(wait)
-            ring = find_ring(wait.owner, self._wait_of)
+            ring = self._ring_from(wait.owner)
             if ring:
                 self.book.unlist_other(wait)
         self._act()

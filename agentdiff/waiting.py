@@ -259,7 +259,6 @@ class Waits:
             finally:
                 if not loan.reclaimed:  # else this is a mere collection: the loop has been closed
                     await lane.take_back_async(loan)
-                    lane.holder = away
                     away.loan = None
 
     def _deadline(self, timeout: Optional[float]) -> Optional[float]:
@@ -276,17 +275,16 @@ class Waits:
         wait.bell = bell
         holder = None
         if lane is not None:
-            holder, lane.holder = lane.holder, None
+            holder, lane.holder = lane.holder, None  # before anybody can see the wait, and until nobody can any more
         try:
             self._graph.begin_wait(wait)
-        except BaseException:
-            if lane is not None:
-                lane.holder = holder
-            raise
-        try:
-            yield
+            try:
+                yield
+            finally:
+                self._graph.end_wait(wait)
         finally:
-            self._graph.end_wait(wait)
+            if lane is not None and (not isinstance(holder, Away) or holder.loan is None):  # else it never came back
+                lane.holder = holder
 
     def for_delivery(self, delivery: Delivery) -> OtherWait:
         """A wait here for all handlers of this event."""

@@ -13,17 +13,19 @@ import pytest
 from support import eager_switching, eventually, join_all, start_all, yielding_at_opcodes
 
 from agentdiff import Coordinator, DeadlockError, DependencyFailedError
+from agentdiff._owner import ThreadOwner
+from agentdiff.deadlock import Hop, OtherWait, Wait
 from agentdiff.testing import FakeClock
 
-Wait = Callable[[Coordinator, Any], Any]
+Way = Callable[[Coordinator, Any], Any]
 
-WAITS: dict[str, Wait] = {
+WAITS: dict[str, Way] = {
     "delivery": lambda coord, delivery: delivery.wait(),
     "join": lambda coord, delivery: coord.join(),
     "join of the run": lambda coord, delivery: coord.join(run="r"),
     "close": lambda coord, delivery: coord.close(),
 }
-ASYNC_WAITS: dict[str, Wait] = {
+ASYNC_WAITS: dict[str, Way] = {
     "delivery": lambda coord, delivery: delivery,
     "join": lambda coord, delivery: coord.join_async(),
     "join of the run": lambda coord, delivery: coord.join_async(run="r"),
@@ -356,6 +358,26 @@ def test_L5_a_handler_beside_holds_up_only_its_own_event(coord: Coordinator) -> 
         threading.Timer(0, lambda: (eventually(lambda: coord._table.book.elsewhere), leave.set())).start()
         assert first.wait(10).results == ("ended",)
     second.wait(10)
+
+
+def test_L5_a_ring_of_which_one_goes_on_while_it_is_looked_for_is_none(coord: Coordinator) -> None:
+    """c would wait for a, a waits for b, b for c; a's wait ends after it has been looked at, and before b's has."""
+    table = coord._table
+    a, b, c = (ThreadOwner(threading.Thread(name=name)) for name in "abc")
+
+    def for_owner(waiter: ThreadOwner, other: ThreadOwner, meanwhile: Callable[[], Any] = lambda: None) -> OtherWait:
+        def whom() -> Wait:
+            meanwhile()
+            return Wait([Hop(waiter, other, None, None, ("it, held up by", ""))])
+
+        return OtherWait(waiter, "it", "it", whom)
+
+    first = for_owner(a, b)
+    table.begin_wait(first)
+    table.begin_wait(for_owner(b, c, lambda: c in table.book.elsewhere and table.end_wait(first)))
+    table.begin_wait(for_owner(c, a))
+    for wait in table.other_waits():
+        table.end_wait(wait)
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "both"])
