@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -15,10 +15,12 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 import pytest
 from support import eventually
+
+T = TypeVar("T")
 
 
 def need(there: Any, why: str) -> None:
@@ -110,17 +112,11 @@ def free_port() -> int:
         return port
 
 
-class CuttingProxy:
-    """Between a client and a server: lets a number of replies to scripts pass, then cuts the next one off, each time.
+class Proxy:
+    """Between clients and a server: listens on a port of its own, and serves each connection on a thread."""
 
-    The server has done then what it was asked for, and the client doesn't know.
-    """
-
-    def __init__(self, port: int, passes: int) -> None:
+    def __init__(self, port: int) -> None:
         self._server_port = port
-        self._passes = passes
-        self._count = 0
-        self.cuts = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -137,94 +133,65 @@ class CuttingProxy:
             self._threads.append(thread)
 
     def _serve(self, client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", self._server_port)) as server:
-            back = threading.Thread(target=self._answer, args=(server, client), daemon=True)
-            back.start()
-            _pump(client, server)
-            _shut(server)
-            back.join()
+        with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._server_port)) as server:
+            self._pass_on(client, server)
 
-    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        """Until one of them is closed."""
         while True:
-            try:
-                reply = server.recv(65536)
-            except OSError:
-                reply = b""
-            if reply and re.fullmatch(rb":[01]\r\n", reply):
-                self._count += 1
-                if self._count > self._passes:
-                    self._count = 0
-                    self.cuts += 1
-                    reply = b""
-            if not reply:
-                break
-            try:
-                client.sendall(reply)
-            except OSError:
-                break
-        _shut(client)
-        _shut(server)
+            for source in select.select([client, server], [], [])[0]:
+                data = source.recv(65536)
+                if source is server:
+                    data = self._answer(data)
+                if not data:
+                    return
+                (client if source is server else server).sendall(data)
 
-    def __enter__(self) -> CuttingProxy:
+    def _answer(self, data: bytes) -> bytes:
+        """What the client gets to see; nothing: the connection ends."""
+        return data
+
+    def __enter__(self: T) -> T:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        _shut(self._listener)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
             thread.join(10)
 
 
-class TLSProxy:
-    """What a client meets at its port is TLS, with a certificate of trustme's; behind it is a server without."""
+class CuttingProxy(Proxy):
+    """Lets a number of replies to scripts pass, then cuts the next one off, each time.
+
+    The server has done then what it was asked for, and the client doesn't know.
+    """
+
+    def __init__(self, port: int, passes: int) -> None:
+        self._passes = passes
+        self._count = 0
+        self.cuts = 0
+        super().__init__(port)
+
+    def _answer(self, data: bytes) -> bytes:
+        if re.fullmatch(rb":[01]\r\n", data):
+            self._count += 1
+            if self._count > self._passes:
+                self._count = 0
+                self.cuts += 1
+                return b""
+        return data
+
+
+class TLSProxy(Proxy):
+    """Speaks TLS to clients, with a certificate of trustme's."""
 
     def __init__(self, port: int, certificate: Any) -> None:
-        self._server_port = port
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.configure_cert(self._context)
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-        self._ready.wait()
+        super().__init__(port)
 
-    async def _run(self) -> None:
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        async with await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context) as listener:
-            self.port: int = listener.sockets[0].getsockname()[1]
-            self._ready.set()
-            await self._over.wait()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answers, questions = await asyncio.open_connection("127.0.0.1", self._server_port)
-        await asyncio.gather(_stream(reader, questions), _stream(answers, writer))
-
-    def __enter__(self) -> TLSProxy:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
-
-
-async def _stream(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await source.read(65536):
-            target.write(data)
-            await target.drain()
-    target.close()
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    try:
-        while True:
-            data = source.recv(65536)
-            if not data:
-                return
-            target.sendall(data)
-    except OSError:
-        return
-
-
-def _shut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        with self._context.wrap_socket(client, server_side=True) as secure:
+            super()._pass_on(secure, server)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any, Callable
+from typing import Callable
 
 from .base import Query, Record, Store, StoreError
 
@@ -49,13 +48,12 @@ def _open_sqlite(url: str) -> Store:
 
 def _open_redis(url: str) -> Store:
     try:
-        redis: Any = import_module(".redis", __name__)
+        from .redis import RedisStore
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise
         raise ImportError('the Redis store needs redis-py: pip install "agentdiff-coordination[redis]"') from error
-    store: Store = redis.RedisStore.from_url(url)
-    return store
+    return RedisStore(url)
 
 
 _OPENERS: dict[str, Callable[[str], Store]] = {

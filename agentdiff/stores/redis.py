@@ -100,11 +100,6 @@ class RedisStore(Store):
         where = getattr(facts, "path", "") or f"{facts.host}:{facts.port}"
         self._where = f"{where}/{facts.db}"
 
-    @classmethod
-    def from_url(cls, url: str) -> RedisStore:
-        """Open `redis://`, `rediss://` or `unix://`."""
-        return cls(url)
-
     def __repr__(self) -> str:
         return f"<RedisStore {self._where} {self.key!r}>"
 

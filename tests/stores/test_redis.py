@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -212,9 +214,11 @@ def trouble_at_the_server(trouble: str, authority: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_S2_no_agent_notices_and_every_event_is_counted_as_lost(
-    trouble: str, impatient: None, logged: Any, authority: Any
+    trouble: str, logged: Any, authority: Any, request: Any
 ) -> None:
     """Agents run, close ends in time, the loss is exact, and the log says what the matter is, once, and no password."""
+    if trouble == "hangs":
+        request.getfixturevalue("impatient")
     with trouble_at_the_server(trouble, authority) as url, Coordinator(store=url, flush_timeout=0.4) as coord:
         agent = coord.coordinate("agent")(lambda: "done")
         assert [agent() for _ in range(50)] == ["done"] * 50
@@ -407,9 +411,12 @@ def test_S1_sockets_passwords_and_databases(impatient: None) -> None:
             assert client.xlen("agentdiff:events") == 1
 
 
-def test_S1_events_go_over_tls(server: RedisServer, authority: Any) -> None:
+def test_S1_events_go_over_tls(redis_server: RedisServer, authority: Any) -> None:
     """To a server whose certificate is signed by whom the URL names, and shows its name; else nothing is sent."""
-    with authority.cert_pem.tempfile() as trusted, TLSProxy(server.port, authority.issue_cert("127.0.0.1")) as proxy:
+    with (
+        authority.cert_pem.tempfile() as trusted,
+        TLSProxy(redis_server.port, authority.issue_cert("127.0.0.1")) as proxy,
+    ):
         plain = f"rediss://127.0.0.1:{proxy.port}/0"
         with Coordinator(store=f"{plain}?ssl_ca_certs={trusted}&prefix=app:") as coord:
             for number in range(200):
@@ -472,17 +479,12 @@ def test_S1_a_refused_url_shows_no_password() -> None:
     assert caught.value.__suppress_context__
 
 
-def test_S1_a_missing_extra_names_the_pip_command() -> None:
-    """Without redis-py, the error says how to get it."""
-    result = run_script(
-        """
-        import sys
-        sys.modules["redis"] = None
-        from agentdiff import Coordinator
-        try:
-            Coordinator(store="redis://127.0.0.1/0")
-        except ImportError as error:
-            print(error)
-        """
-    )
-    assert 'pip install "agentdiff-coordination[redis]"' in result.stdout
+def test_S1_a_missing_extra_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without redis-py, the error says how to get it; where it is broken, what is missing."""
+    monkeypatch.delitem(sys.modules, "agentdiff.stores.redis", raising=False)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ImportError, match=re.escape('pip install "agentdiff-coordination[redis]"')):
+        Coordinator(store="redis://127.0.0.1/0")
+    monkeypatch.setitem(sys.modules, "agentdiff.stores.redis", None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape("agentdiff.stores.redis")):
+        open_store("redis://127.0.0.1/0")
