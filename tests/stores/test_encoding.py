@@ -207,6 +207,8 @@ def test_S4_what_contains_itself_ends_there() -> None:
     ring: list[Any] = [1]
     ring.append({"again": ring})
     assert stored(ring) == [1, {"again": "<list that contains itself>"}]
+    twice = {1}
+    assert stored({1: twice, 2: twice}) == {"1": [1], "2": [1]}  # that is no ring
 
 
 @pytest.mark.parametrize("levels", [101, 5000])
@@ -294,7 +296,7 @@ def test_S4_an_agent_s_arguments_are_masked_by_their_parameters() -> None:
 
         class Client:
             @coord.coordinate("send")
-            def send(self, password: str, *secrets: str) -> None:
+            def send(self, Password: str, *secrets: str) -> None:
                 """Takes several."""
 
         coord.on("login_started", got.append)
@@ -333,7 +335,17 @@ def test_S4_what_can_t_be_stored_at_all_says_so() -> None:
         def __len__(self) -> int:
             raise KeyboardInterrupt
 
+    class Moody:
+        hashed = False
+
+        def __hash__(self) -> int:
+            if self.hashed:
+                raise SystemExit
+            self.hashed = True
+            return 1
+
     assert stored(Worst()) == "<Worst that raises KeyboardInterrupt>"
+    assert stored({Moody(): 1}) == "<dict could not be stored: SystemExit>"
 
 
 def test_S4_data_of_every_kind_goes_through_a_coordinator() -> None:
