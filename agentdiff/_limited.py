@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
 from typing import Any, Optional, Union
 
@@ -16,6 +17,9 @@ from ._places import Book, LockEntry, Place, Slot, ahead_of, closed, hops_to, le
 from ._waitqueue import WaitQueue
 from .deadlock import Hop, LimitInfo, Party, Wait
 from .limits import Account, Charge, Limit
+
+Loop = Optional[AbstractEventLoop]
+"""Where a waiter sleeps; None: on its thread."""
 
 
 class Request:
@@ -55,7 +59,7 @@ class LimitEntry:
         self.account: Account = Account(limit)
         self.line: WaitQueue[Slot] = before.line
         self.hopeful: dict[Place, None] = before.hopeful  # those in line who may pass the others
-        self._sides: dict[Optional[AbstractEventLoop], WaitQueue[Slot]] = {}  # the line by loop; None: of the threads
+        self._sides: defaultdict[Loop, WaitQueue[Slot]] = defaultdict(WaitQueue)  # the line of each
         self._due: Optional[float] = None  # when the next one's time comes, if time is what it waits for
         chain = [slot for slot, _ in before.loans()]
         self._former = chain[0] if chain else None  # it may still leave the quick way
@@ -147,7 +151,10 @@ class LimitEntry:
         return _loop_of(waiter) in self.book.blocked
 
     def _comes_in(self, waiter: Place, free: Container[Party]) -> bool:
-        """Whether it does some time, if of all others only those go on who are in `free`."""
+        """Whether it does some time, if of all others only those go on who are in `free`.
+
+        The places, requests and tokens of those who don't go on are lost; and what those ahead ask for must be there.
+        """
         limit = self.limit
         staying = [slot for slot in self._chains if slot.owner is not None and slot.owner not in free]
         places = len({id(self._chains[slot]) for slot in staying})
@@ -264,7 +271,7 @@ class LimitEntry:
                     self.book.woken.append(first)
 
     def _list(self, waiter: Place) -> None:
-        self.line[waiter] = self._sides.setdefault(_loop_of(waiter), WaitQueue())[waiter] = None
+        self.line[waiter] = self._sides[_loop_of(waiter)][waiter] = None
 
     def _unlist(self, waiter: Place) -> None:
         loop = _loop_of(waiter)
@@ -407,8 +414,8 @@ def _by_owner(slots: Iterable[Slot]) -> dict[Owner, Slot]:
     return {owner: slot for owner, slot in owners if owner is not None}
 
 
-def _loop_of(waiter: Place) -> Optional[AbstractEventLoop]:
-    """Where it sleeps; None: on a thread."""
+def _loop_of(waiter: Place) -> Loop:
+    """Where it sleeps."""
     return waiter.bell.loop if waiter.bell is not None else None
 
 
