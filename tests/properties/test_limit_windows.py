@@ -10,6 +10,7 @@ Others may act while the loop sleeps, and time may pass then: whoever was let in
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from contextvars import Context
 from typing import Any, Optional
@@ -363,7 +364,7 @@ class LimitTraffic(RuleBasedStateMachine):
         self.model.change(limit, self.clock.now)
         self.settle()
 
-    @rule(seconds=st.sampled_from([1, 1, 2, 3, 5, 8]))
+    @rule(seconds=st.sampled_from([1, 1, 2, 3, 5, 10]))
     def pass_time(self, seconds: int) -> None:
         for _ in range(2 * seconds):
             self.clock.advance(0.5)
@@ -414,9 +415,13 @@ def test_R2_random_traffic_is_let_in_when_its_windows_allow_it_and_neither_earli
 
 
 def test_R3_after_10_000_random_calls_the_account_is_exact() -> None:
-    """Commits, failures, cancellations, timeouts, re-entries, in one long program: it is compared all the time."""
+    """Commits, failures, cancellations, timeouts, re-entries, in one long program under one limit after another."""
     traffic, dice = LimitTraffic(), random.Random(3)
-    traffic.declare(limit=Limit(concurrency=3, requests=5, tokens=30, per=8, margin=1))
+    limits = itertools.cycle([
+        Limit(concurrency=3, requests=5, tokens=30, per=8, margin=1),
+        Limit(requests=1, per=3, margin=0),
+        Limit(concurrency=2, tokens=13, per=5, margin=1),
+    ])  # fmt: skip
 
     def tokens() -> int:
         return dice.choice([0, 1, 2, 5, 13])
@@ -438,7 +443,7 @@ def test_R3_after_10_000_random_calls_the_account_is_exact() -> None:
                 traffic.leave(number=number, fails=dice.random() < 0.3)
 
     def pass_time() -> None:
-        traffic.pass_time(seconds=dice.choice([1, 1, 2, 4]))
+        traffic.pass_time(seconds=dice.choice([1, 1, 2, 10]))
 
     def sleep() -> None:
         traffic.sleep()
@@ -447,8 +452,11 @@ def test_R3_after_10_000_random_calls_the_account_is_exact() -> None:
         pass_time()
         others()
         traffic.wake_up()
+        pass_time()
 
     acts = [call, call, call, insiders, insiders, others, pass_time, sleep, traffic.look]
     while traffic.number < 10_000:
-        dice.choice(acts)()
+        traffic.change(limit=next(limits))
+        for _ in range(200):
+            dice.choice(acts)()
     traffic.teardown()
