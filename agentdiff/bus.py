@@ -964,10 +964,11 @@ def _make_deliver(bus: Bus) -> Callable[[deque[Delivery], deque[Loan], Context],
                 if not handle(delivery, 0):
                     return AWAY
                 continue
+            handler = sub.handler  # first, since Python is slower at calling what is no method as one
             delivery.outcomes = _BEGUN
             cause(delivery)
             try:
-                result = sub.handler(delivery.data)
+                result = handler(delivery.data)
             except BaseException as error:
                 bus.has_raised(delivery, sub, 1, error)
                 bus.finish(delivery)
