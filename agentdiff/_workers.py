@@ -61,7 +61,7 @@ class Workers:
         """Have a worker run the job as soon as one is free."""
         self._jobs.append(job)
         try:
-            self._parked.popleft().release()
+            self._parked.pop().release()
         except IndexError:
             if len(self._threads) < self.limit:
                 self._start()
@@ -71,7 +71,7 @@ class Workers:
     def _call_another(self) -> None:
         """Ring for a parked worker, if there is one; one that has been rung already comes anyway."""
         with suppress(IndexError, RuntimeError):
-            self._parked.popleft().release()
+            self._parked.pop().release()
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._work, name=f"{self._name}-worker-{next(self._numbers)}", daemon=True)

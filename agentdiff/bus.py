@@ -39,7 +39,7 @@ from ._lanes import (
     name_of,
 )
 from ._log import about, logger
-from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, running_loop
+from ._owner import LOCAL, TASKS, GeneratorOwner, ThreadOwner, current_owner, running_loop
 from ._waitqueue import Bell, TaskBell
 from ._workers import OwnLoop, Workers, drain_at_exit
 from .deadlock import Graph, OtherWait
@@ -415,7 +415,8 @@ class Bus:
                         cause.lane = self._run_lane(self._id_of(cause.number))
                     return cause.lane
             cause = self.own_cause(cause.outer)
-        if running_loop() is None or isinstance(owner := current_owner(), ThreadOwner):
+        owner = current_owner()
+        if isinstance(owner, ThreadOwner):
             try:
                 lane: Lane = self._outside.lane
             except AttributeError:
@@ -881,7 +882,7 @@ def _make_emit(  # noqa: PLR0915  (flat on purpose)
             cause = bus.own_cause(cause)
             delivery.details = Details(cause)
         if route.heard:
-            if cause is not None or running_loop() is not None:
+            if cause is not None or (TASKS and running_loop() is not None):
                 lane = bus.lane_for(name, cause)
             else:
                 try:
