@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -539,6 +540,82 @@ def emit_idle(bench: Bench) -> None:
                 done.acquire()
                 times[name].append(started[0] - begun)
         bench.show({name: median(found) for name, found in times.items()})
+
+
+def longest_callback(scene: Callable[[], Any]) -> float:
+    """How much CPU time the thread of a loop spends in its longest callback; a garbage collection is not counted."""
+    took: list[float] = []
+    run = asyncio.Handle._run
+
+    def timed(handle: asyncio.Handle) -> None:
+        begun = time.thread_time()
+        run(handle)
+        took.append(time.thread_time() - begun)
+
+    asyncio.Handle._run = timed  # type: ignore[method-assign]
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(scene())
+    finally:
+        gc.enable()
+        asyncio.Handle._run = run  # type: ignore[method-assign]
+    return max(took)
+
+
+async def crowd(send: Callable[[int], Any], lock_of: Callable[[int], Any], events: int) -> None:
+    """Tasks and threads that send so many events, and 200 tasks at 50 locks."""
+
+    async def sends(n: int) -> None:
+        for number in range(n):
+            send(number)
+            if number % 5 == 4:
+                await asyncio.sleep(0)
+
+    async def locks(number: int) -> None:
+        for _ in range(20):
+            async with lock_of(number % 50):
+                await asyncio.sleep(0)
+
+    running: list[Any] = []
+    for begin in [*([functools.partial(sends, events // 40)] * 20), *(functools.partial(locks, k) for k in range(200))]:
+        running.append(asyncio.create_task(begin()))
+        await asyncio.sleep(0)
+    for _ in range(4):
+        running.append(asyncio.to_thread(lambda: deque(map(send, range(events // 8)), 0)))
+        await asyncio.sleep(0)
+    await asyncio.gather(*running)
+
+
+@entry
+def loop_blocked(bench: Bench) -> None:
+    """CPU time in the longest callback of a loop, with 10,000 events from tasks and threads, and 50 contended locks."""
+    events = 400 if bench.quick else 10_000
+
+    async def handle(data: Any) -> None:
+        pass
+
+    async def plain() -> None:
+        loop = asyncio.get_running_loop()
+        locks = [asyncio.Lock() for _ in range(50)]
+        await crowd(
+            lambda number: loop.call_soon_threadsafe(lambda: loop.create_task(handle(number)) and None),
+            locks.__getitem__,
+            events,
+        )
+
+    async def ours() -> None:
+        async with Coordinator() as coord:
+            coord.on("ready", handle)
+            names = [f"lock-{number}" for number in range(50)]
+            await crowd(lambda number: coord.emit("ready", number), lambda number: coord.lock(names[number]), events)
+
+    scenes = {"asyncio.Lock and call_soon_threadsafe": plain, "async with coord.lock, coord.emit": ours}
+    found: dict[str, list[float]] = {name: [] for name in scenes}
+    for _ in range(2 if bench.quick else 9):
+        for name, scene in scenes.items():
+            found[name].append(longest_callback(scene))
+    bench.show({name: median(times) for name, times in found.items()})
 
 
 # -- agents ---------------------------------------------------------------------------------------------------
