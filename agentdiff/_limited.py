@@ -186,6 +186,9 @@ class LimitEntry:
             return self._chains[by]
         return [] if self._has_room() else None
 
+    def join(self, waiter: Place) -> bool:
+        return False
+
     def place(self, waiter: Place) -> Optional[Slot]:
         refusal = self.limit.refusal(self.name, waiter.tokens)
         if refusal is not None:

@@ -232,6 +232,9 @@ class Entry(Protocol):
 
     line: WaitQueue[Slot]
 
+    def join(self, waiter: Place) -> bool:
+        """Whether it has joined the line of those who wait for somebody who waits for nobody; else: to be placed."""
+
     def place(self, waiter: Place) -> Optional[Slot]:
         """The slot by which the waiter is inside now; None: it has joined the line, if it has a bell."""
 
@@ -368,6 +371,23 @@ class LockEntry:
                 self.hopeful[waiter] = None
             self.book.list(waiter)
         return None
+
+    def join(self, waiter: Place) -> bool:
+        """What `place` and a look for rings come to in the plainest case: to stand behind others.
+
+        Whoever is next waits for this, if the one who joins has just left: it can go on when that sleeps, not before.
+        """
+        me, book = waiter.owner, self.book
+        if not self.line or self.chain or self.hopeful or waiter.claim.outer is not None or waiter.bell is None:
+            return False
+        root = self.slots.get(self.name)
+        if root is None or root.owner is me or root.owner in book.waiting or book.elsewhere or book.blocked:
+            return False
+        if waiter.blocks is not None or GeneratorOwner in (me.__class__, root.owner.__class__):
+            return False
+        self.line[waiter] = None
+        book.waiting[me] = waiter
+        return True
 
     def _lend(self, inside: list[Slot], claim: Slot) -> None:
         if not self.chain:

@@ -137,22 +137,15 @@ class LockTable:
             DeadlockError: the wait could never end (L5).
             ValueError: the limit can never give so many tokens (R5).
         """
+        slot: Optional[Slot] = None
         ring: tuple[Hop, ...] = ()
         claim = waiter.claim
         name = claim.door.name
         try:
             with self._mutex:
-                waiter.since = claim.since = self._now()
                 entry = self._entry(name)
-                slot = entry.place(waiter)
-                if slot is not None or waiter.bell is None:
-                    if whole and slot is not None and isinstance(entry, LimitEntry):
-                        entry.enter(slot)
-                    entry.tidy()
-                elif self._may_be_stuck(entry):
-                    ring = self._ring_from(waiter.owner)
-                    if ring:
-                        entry.forsake(waiter)
+                if not entry.join(waiter):
+                    slot, ring = self._place(waiter, entry, whole)
             if self.book.woken or self._chores:
                 self._act()
             if ring:
@@ -163,6 +156,19 @@ class LockTable:
             self._give_up(waiter)
             raise
         return slot
+
+    def _place(self, waiter: Place, entry: Entry, whole: bool) -> tuple[Optional[Slot], tuple[Hop, ...]]:
+        """The slot, if it is inside now; or the ring that its wait would close, and then it doesn't wait."""
+        slot = entry.place(waiter)
+        if slot is not None or waiter.bell is None:
+            if whole and slot is not None and isinstance(entry, LimitEntry):
+                entry.enter(slot)
+            entry.tidy()
+            return slot, ()
+        ring = self._ring_from(waiter.owner) if self._may_be_stuck(entry) else ()
+        if ring:
+            entry.forsake(waiter)
+        return None, ring
 
     def _may_be_stuck(self, entry: Entry) -> bool:
         """Whether a wait for it could close a ring: not if all who are inside can go on."""
@@ -249,6 +255,7 @@ class LockTable:
         claim.door = door
         claim.owner = me
         claim.depth = 1
+        claim.since = self._now()
         outer = HOLDS.get()
         claim.outer = outer if outer is None else live(outer)
         return claim
@@ -262,6 +269,7 @@ class LockTable:
         waiter.blocks = waiter.request = None
         waiter.tokens = claim.door.how.tokens
         waiter.served = waiter.warned = False
+        waiter.since = claim.since
         return waiter
 
     def acquire(self, claim: Slot, me: Owner, timeout: Optional[float], whole: bool = True) -> Optional[Slot]:
