@@ -217,7 +217,9 @@ class Coordinator:
         self, name: str, second: str, /, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0
     ) -> LockGroup: ...
 
-    def lock(self, name: str, *more: str, **options: Any) -> Union[Lock, LockGroup]:
+    def lock(
+        self, name: str, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0
+    ) -> Union[Lock, LockGroup]:
         """A handle to the lock of this name, or to several: all or none (L6, L10).
 
         Args:
@@ -232,16 +234,11 @@ class Coordinator:
             TypeError, ValueError: no string, an empty one, or a timeout or number of tokens that makes no sense.
             ClosedError: the coordinator has been closed.
         """
-        if not more and not options:  # the way to every lock: options have no names before there are any
+        if not more and timeout is ... and lend is True and not tokens:  # the way to most locks
             try:
                 return self._handles[name]
             except (KeyError, TypeError):
                 pass
-        return self._handle(name, *more, **options)
-
-    def _handle(
-        self, name: str, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0
-    ) -> Union[Lock, LockGroup]:
         if self._bus.closed:
             raise ClosedError(f"{self!r} gives no more locks")
         check_name(name)

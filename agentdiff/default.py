@@ -154,9 +154,9 @@ def lock(
 ) -> LockGroup: ...
 
 
-def lock(name: str, *more: str, **options: Any) -> Union[Lock, LockGroup]:
+def lock(name: str, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0) -> Union[Lock, LockGroup]:
     """`Coordinator.lock` on the default coordinator (F1)."""
-    handle: Union[Lock, LockGroup] = default_coordinator().lock(name, *more, **options)
+    handle: Union[Lock, LockGroup] = default_coordinator().lock(name, *more, timeout=timeout, lend=lend, tokens=tokens)
     return handle
 
 
