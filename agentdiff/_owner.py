@@ -103,7 +103,9 @@ else:
 
 def current_owner() -> Owner:
     """Who is asking now: the running task, or the thread where there is none."""
-    return (TASKS and current_task_of(running_loop())) or LOCAL.me
+    if not TASKS:  # asked once: a task may begin to run meanwhile, on another thread
+        return LOCAL.me
+    return current_task_of(running_loop()) or LOCAL.me
 
 
 def running_task(what: str) -> Task[Any]:

@@ -8,8 +8,10 @@ import threading
 import weakref
 from typing import Any
 
+import pytest
 from support import join_all, start_all
 
+from agentdiff import _owner
 from agentdiff._owner import LOCAL, GeneratorOwner, current_owner, has_ended, in_words, loop_of, running_loop
 
 
@@ -23,6 +25,19 @@ def test_L2_the_owner_is_the_thread_where_no_task_runs() -> None:
     join_all(start_all(lambda: ask(others)))
     assert current_owner() is current_owner() is LOCAL.me
     assert others[0] is not current_owner()
+
+
+def test_L2_a_task_that_begins_elsewhere_while_we_ask_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks run or not from one moment to the next: the owner is the thread either way."""
+
+    class Beginning(dict[Any, Any]):
+        def __bool__(self) -> bool:
+            self.asked = getattr(self, "asked", 0) + 1
+            return self.asked > 1
+
+    monkeypatch.setattr(_owner, "TASKS", Beginning())
+    assert current_owner() is LOCAL.me
+    assert current_owner() is LOCAL.me
 
 
 def test_L2_the_owner_is_the_running_task() -> None:
