@@ -12,34 +12,29 @@ import re
 import threading
 import traceback
 from asyncio import AbstractEventLoop, Task
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
-from itertools import count, repeat
+from itertools import count
 from types import CoroutineType, TracebackType
 from typing import Any, Callable, Optional, Union
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ._clock import Clock
+from ._flow import BEGUN, NOTHING, Emit, keeping, make_deliver, make_emit
 from ._lanes import (
-    AWAY,
-    EMPTY,
-    ENOUGH,
     Away,
     Cause,
     Delivery,
-    Details,
     Handler,
     Lane,
-    Loan,
     Route,
     Subscription,
     cause_here,
     name_of,
 )
 from ._log import about, logger
-from ._owner import LOCAL, TASKS, GeneratorOwner, ThreadOwner, current_owner, running_loop
+from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, running_loop
 from ._waitqueue import Bell, TaskBell
 from ._workers import OwnLoop, Workers, drain_at_exit
 from .deadlock import Graph, OtherWait
@@ -56,14 +51,8 @@ from .events import CAUSE, Event, Run, as_regex, check_name, is_pattern
 from .joins import AllOf, Join, Joins
 from .waiting import Expected, Waits
 
-Emit = Callable[..., Delivery]
-
 _ROUTES_KEPT = 4096
 _NAMES_SHOWN = 12
-_TURNS_BEFORE_OTHERS = 64
-_why = CAUSE.get
-_BEGUN: list[Any] = []
-_NOTHING = ((1, None, None),)  # what most deliveries hold in the end
 
 
 class Bus:
@@ -103,7 +92,7 @@ class Bus:
         self._exact: dict[str, list[Subscription]] = {}
         self._patterns: list[tuple[re.Pattern[str], Subscription]] = []
         self._any_pattern: Optional[re.Pattern[str]] = None
-        self._routes: dict[str, Route] = {}
+        self.routes: dict[str, Route] = {}
         self._expected: list[Expected] = []
         self._order = count()
         self._runs: WeakValueDictionary[str, Lane] = WeakValueDictionary()
@@ -124,17 +113,17 @@ class Bus:
         self.live.clear()
         self.waits.forget()
         self._joiners: list[Bell] = []
-        self._outside = threading.local()
+        self.outside = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
         self.emit: Emit
         self.emit_in: Emit
         self._make_emit()
-        self.deliver: Callable[..., int] = _make_deliver(self)
+        self.deliver: Callable[..., int] = make_deliver(self)
 
     def _make_emit(self) -> None:
-        self.emit, self.emit_in = _make_emit(self, self._routes, self._outside)
+        self.emit, self.emit_in = make_emit(self, self.outside)
         if self.keep is not None:
-            self.emit, self.emit_in = _keeping(self.emit, self.emit_in, self.keep)
+            self.emit, self.emit_in = keeping(self.emit, self.emit_in, self.keep)
 
     def give_to(self, keep: Optional[Callable[[Delivery], None]]) -> None:
         """From now on every event goes there too, whether anybody listens or not (S1)."""
@@ -256,15 +245,15 @@ class Bus:
         if is_pattern(name):
             regexes = [regex.pattern for regex, _ in self._patterns]
             self._any_pattern = re.compile("|".join(f"(?:{r})" for r in regexes), re.DOTALL) if regexes else None
-            self._routes.clear()
+            self.routes.clear()
         else:
-            self._routes.pop(name, None)
+            self.routes.pop(name, None)
         self.version += 1
 
     def find_route(self, name: str) -> Route:
         """Who listens to `name`, in registration order; remembered, so that others' subscriptions cost nothing (E9)."""
         check_name(name)
-        found = self._routes.get(name)
+        found = self.routes.get(name)
         if found is not None:
             return found
         with self.mutex:
@@ -274,10 +263,10 @@ class Bus:
                 subs += [sub for regex, sub in self._patterns if regex.fullmatch(name) and sub not in subs]
                 subs.sort(key=lambda sub: sub.order)
             route = Route(self, name, tuple(subs))
-            if len(self._routes) >= _ROUTES_KEPT:
-                self._routes.clear()
+            if len(self.routes) >= _ROUTES_KEPT:
+                self.routes.clear()
             if not self._expected:  # else each event is to be told of
-                self._routes[name] = route
+                self.routes[name] = route
             return route
 
     def hears(self, name: str) -> bool:
@@ -302,7 +291,7 @@ class Bus:
         with self.mutex:
             self._refuse_if_closed()
             self._expected.append(expected)
-            self._routes.clear()
+            self.routes.clear()
             self.version += 1
 
     def expect_no_more(self, expected: Expected) -> None:
@@ -418,9 +407,9 @@ class Bus:
         owner = current_owner()
         if isinstance(owner, ThreadOwner):
             try:
-                lane: Lane = self._outside.lane
+                lane: Lane = self.outside.lane
             except AttributeError:
-                lane = self._outside.lane = Lane(self, None)
+                lane = self.outside.lane = Lane(self, None)
             return lane
         assert not isinstance(owner, GeneratorOwner)
         with self.mutex:
@@ -529,7 +518,7 @@ class Bus:
         route = delivery.route.subs
         beside = place > 0 and delivery.has_beside
         if place == 0:
-            delivery.outcomes = _BEGUN
+            delivery.outcomes = BEGUN
         while place < len(route):
             sub = route[place]
             place += 1
@@ -594,7 +583,7 @@ class Bus:
     ) -> bool:
         """A sync handler has returned; False if it gave a coroutine, which is then driven on a loop."""
         if result is None and len(delivery.route.subs) == 1:  # most handlers of most events
-            delivery.outcomes = _NOTHING
+            delivery.outcomes = NOTHING
             return True
         if type(result) is not CoroutineType:
             delivery.add_outcome(place, result, None)
@@ -815,7 +804,7 @@ class Bus:
         """Refuse from now on; what is queued is still delivered."""
         with self.mutex:
             self.closed = True
-            self._routes.clear()
+            self.routes.clear()
             self.version += 1
         self._end_expected(lambda name: ClosedError(f"this coordinator has been closed: no event {name!r} will come"))
 
@@ -852,162 +841,6 @@ class RunBlock:
         self._bus.close_block(self._id)
         if cause is not None:  # else it was entered in another context, and ends with that
             CAUSE.set(cause.outer)
-
-
-def _make_emit(  # noqa: PLR0915  (flat on purpose)
-    bus: Bus, routes: dict[str, Route], outside: Any
-) -> tuple[Emit, Emit]:
-    """Closures, since every attribute looked up on this path shows in the figures."""
-    now = bus.clock.time
-    live = bus.live
-
-    def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
-        """Send an event on its way; never waits for a handler (E4)."""
-        try:
-            route = routes[name]
-        except (KeyError, TypeError):
-            route = None
-        if route is None:  # a new name, one that can't be hashed, or somebody expects events
-            return emit_in(name, data, sender, bus.own_cause(_why()), None)
-        delivery = Delivery()
-        delivery.route = route
-        delivery.data = data
-        delivery.sender = sender
-        delivery.time = now()
-        delivery.serial = None
-        cause = _why()
-        if cause is None:
-            delivery.details = None
-        else:
-            cause = bus.own_cause(cause)
-            delivery.details = Details(cause)
-        if route.heard:
-            if cause is not None or (TASKS and running_loop() is not None):
-                lane = bus.lane_for(name, cause)
-            else:
-                try:
-                    lane = outside.lane
-                except AttributeError:
-                    lane = bus.lane_of(None)
-            delivery.lane = lane
-            delivery.outcomes = None
-            try:
-                live.add(delivery)
-                if len(live) > bus.max_pending:
-                    bus.make_room(delivery)
-                lane.queue.append(delivery)
-                if not lane.scheduled:
-                    lane.scheduled = True
-                    bus.workers.submit(lane.run)
-            except BaseException:  # Ctrl-C, at any of these steps
-                bus.repair(delivery)
-                raise
-        return delivery
-
-    def emit_in(name: str, data: Any, sender: Optional[str], cause: Optional[Cause], lane: Optional[Lane]) -> Delivery:
-        """The same, where it is known what causes the event, and into which lane it belongs."""
-        delivery = Delivery()
-        route = delivery.route = bus.find_route(name)
-        delivery.data = data
-        delivery.sender = sender
-        delivery.time = now()
-        delivery.serial = None
-        delivery.details = Details(cause)
-        if not route.heard:
-            bus.tell_expecting(delivery)
-            return delivery
-        lane = delivery.lane = bus.lane_for(name, cause, lane)
-        delivery.outcomes = None
-        try:
-            live.add(delivery)
-            if len(live) > bus.max_pending:
-                bus.make_room(delivery)
-            bus.tell_expecting(delivery)
-            lane.queue.append(delivery)
-            if not lane.scheduled:
-                lane.scheduled = True
-                bus.workers.submit(lane.run)
-        except BaseException:  # Ctrl-C, at any of these steps
-            bus.repair(delivery)
-            raise
-        return delivery
-
-    return emit, emit_in
-
-
-def _make_deliver(bus: Bus) -> Callable[[deque[Delivery], deque[Loan], Context], int]:
-    """The other half of the hot path: also a closure, and flat, for most handlers of most events."""
-    cause = CAUSE.set
-    handle = bus.handle
-    forget = bus.live.discard
-    bells = bus.bells
-    odd = bus.odd
-    skips = bus.skips
-
-    def deliver(queue: deque[Delivery], returning: deque[Loan], context: Context) -> int:  # noqa: PLR0912
-        """Deliver what a lane holds, one after another, in a context made for that; tell why it has paused.
-
-        Each handler finds a context that says why it is called, and nothing else (E12): so as soon as one has left
-        something in it, another is to be made.
-        """
-        take = queue.popleft
-        for _ in repeat(None, _TURNS_BEFORE_OTHERS):
-            if returning:
-                return ENOUGH
-            try:
-                delivery = take()
-            except IndexError:
-                return EMPTY
-            if odd and skips(delivery):
-                continue
-            sub = delivery.route.sole
-            if sub is None or not sub.active:
-                if not handle(delivery, 0):
-                    return AWAY
-                continue
-            handler = sub.handler  # first, since Python is slower at calling what is no method as one
-            delivery.outcomes = _BEGUN
-            cause(delivery)
-            try:
-                result = handler(delivery.data)
-            except BaseException as error:
-                bus.has_raised(delivery, sub, 1, error)
-                bus.finish(delivery)
-            else:
-                if result is None:  # most handlers of most events
-                    delivery.outcomes = _NOTHING
-                    if bells:
-                        delivery.ring()
-                    forget(delivery)
-                elif bus.has_returned(delivery, sub, 1, result, None):
-                    bus.finish(delivery)
-                else:
-                    return AWAY
-            if len(context) != 1:
-                return ENOUGH
-        return ENOUGH
-
-    return deliver
-
-
-def _keeping(emit: Emit, emit_in: Emit, keep: Callable[[Delivery], None]) -> tuple[Emit, Emit]:
-    """Both ways to emit where there is a store; where there is none, nothing of this is on the way."""
-
-    def emit_and_keep(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
-        """Send an event on its way, and have it written down; never waits for a handler or a store (E4, S1)."""
-        delivery = emit(name, data, sender=sender)
-        keep(delivery)
-        return delivery
-
-    def emit_in_and_keep(
-        name: str, data: Any, sender: Optional[str], cause: Optional[Cause], lane: Optional[Lane]
-    ) -> Delivery:
-        """The same, where it is known what causes the event, and into which lane it belongs."""
-        delivery = emit_in(name, data, sender, cause, lane)
-        keep(delivery)
-        return delivery
-
-    return emit_and_keep, emit_in_and_keep
 
 
 def _call(

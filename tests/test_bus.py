@@ -1427,7 +1427,7 @@ def test_E9_names_without_end_take_no_memory_without_end(coord):
     for number in range(10_000):
         coord.emit(f"customer_{number}")
     coord.join(20)
-    assert len(coord._bus._routes) <= 5000
+    assert len(coord._bus.routes) <= 5000
     assert not coord._bus._runs
 
 

@@ -133,6 +133,7 @@ def _rows() -> dict[str, int]:
             "state",
             "_workers",
             "_lanes",
+            "_flow",
             "joins",
             "dependencies",
             "bus",

@@ -313,7 +313,7 @@ def test_E15_a_block_that_ends_without_the_event_leaves_nothing(coord):
     assert not coord._bus.hears("a")
     assert settled(coord)
     coord.emit("b")
-    assert "b" in coord._bus._routes
+    assert "b" in coord._bus.routes
 
 
 def test_E15_a_cancelled_wait_leaves_nothing(coord):
