@@ -618,8 +618,8 @@ class Away:
         argument: Any,
         then: Callable[[], None],
     ) -> None:
-        self.subscription = subscription
-        self.loop = loop
+        self.subscription: Subscription = subscription
+        self.loop: AbstractEventLoop = loop
         self.task: Optional[Task[Any]] = None
         self.loan: Optional[Loan] = None  # while it waits for others (E16)
         self._delivery = delivery

@@ -53,7 +53,7 @@ class TaskBell:
     __slots__ = ("_future", "_rung", "loop")
 
     def __init__(self) -> None:
-        self.loop = get_running_loop()
+        self.loop: AbstractEventLoop = get_running_loop()
         self._rung = False
         self._future: Optional[Future[None]] = None
 

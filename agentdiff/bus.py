@@ -113,7 +113,7 @@ class Bus:
         self.live.clear()
         self.waits.forget()
         self._joiners: list[Bell] = []
-        self.outside = threading.local()
+        self.outside: threading.local = threading.local()
         self._outside_tasks: WeakKeyDictionary[Task[Any], Lane] = WeakKeyDictionary()
         self.emit: Emit
         self.emit_in: Emit

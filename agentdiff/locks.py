@@ -48,7 +48,10 @@ class _Handles(type):
     Who asks the class for them, as `ExitStack` does, is given what finds the instance's.
     """
 
-    __enter__, __exit__, __aenter__, __aexit__ = map(_own, ("__enter__", "__exit__", "__aenter__", "__aexit__"))
+    __enter__: Any = _own("__enter__")
+    __exit__: Any = _own("__exit__")
+    __aenter__: Any = _own("__aenter__")
+    __aexit__: Any = _own("__aexit__")
 
 
 class Lock(metaclass=_Handles):
