@@ -353,11 +353,19 @@ def test_R2_margin_is_kept_beyond_the_window(coord: Coordinator, clock: Counting
     assert enters(coord.lock("api"))
 
 
-def test_R2_the_window_of_a_group_begins_when_all_its_locks_are_taken(coord: Coordinator, clock: CountingClock) -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_R2_the_window_of_a_group_begins_when_all_its_locks_are_taken(
+    coord: Coordinator, clock: CountingClock, waits: bool
+) -> None:
     """The request is reserved while it waits for the other lock, and counts from the block's beginning on."""
     coord.limit("api", requests=1, per=PER, margin=0)
     with Visitor(coord.lock("b")) as other:
+        if waits:
+            assert enters(coord.lock("api"))
         group = Visitor(coord.lock("api", "b"))
+        if waits:
+            clock.wait_for_sleepers(1)
+            clock.advance(PER)
         eventually(lambda: line(coord, "b"))
         assert not enters(coord.lock("api"))
         clock.advance(3 * PER)
