@@ -24,7 +24,7 @@ class Timer(Protocol):
 
 
 class Clock:
-    """The system's time. A test's clock overrides all four methods.
+    """The system's time. A test's clock overrides what waits or tells the time.
 
     `monotonic` and `time` are plain functions on the instance, because they stand on hot paths.
     """
@@ -43,9 +43,18 @@ class Clock:
         """Have `loop`, which is the running one, make `call` after `delay` seconds."""
         return loop.call_later(min(delay, MAX_WAIT), call)
 
+    def deadline(self, timeout: Optional[float]) -> Optional[float]:
+        """When so many seconds from now are over, by `monotonic`; None for ever."""
+        return None if timeout is None else self.monotonic() + timeout
+
 
 MAX_WAIT = 86400.0 * 365
 """A year: the operating system refuses waits much longer, and nobody waits that long."""
+
+
+def left_until(now: float, *ends: Optional[float]) -> Optional[float]:
+    """How many seconds are left until the first of these times; None if there is none."""
+    return min((end - now for end in ends if end is not None), default=None)
 
 
 def check_timeout(timeout: Any) -> Optional[float]:

@@ -351,7 +351,7 @@ class LockTable:
         if waiter.request is not None:
             return self._spell(waiter)
         timeout = waiter.timeout
-        slow = self.slow_after if waiter.blocks is None else LOOP_BLOCKED_AFTER
+        slow = self.warn_after(waiter.blocks)
         return slow if timeout is None or (slow is not None and slow < timeout) else timeout
 
     def _spell(self, waiter: Place) -> Optional[float]:

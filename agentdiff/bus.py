@@ -739,7 +739,7 @@ class Bus:
     async def join_async(self, timeout: Optional[float] = None, run_id: Optional[str] = None) -> None:
         """The same on a loop, which goes on meanwhile (E7)."""
         self.refuse_in_handler("join_async()")
-        deadline = None if timeout is None else self.clock.monotonic() + timeout
+        deadline = self.clock.deadline(timeout)
         wait = self._wait_for_all(run_id)
         while self.is_pending(run_id):
             bell = TaskBell()

@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 
 import attrs
 
-from ._clock import Clock
+from ._clock import Clock, left_until
 from ._log import about, logger
 from ._owner import Owner, in_words, lent_worker, running_loop
 from ._waitqueue import Bell, TaskBell, ThreadBell
@@ -148,7 +148,7 @@ class Dependencies:
             CoordinationTimeoutError: the time ran out.
             DeadlockError: one of them waits, in the end, for this very call (L5).
         """
-        deadline = self._deadline(timeout)
+        deadline = self._clock.deadline(timeout)
         wait = self._wait_of(call, running_loop())
         try:
             while not self._is_ready(call, after, bell := ThreadBell()):
@@ -160,7 +160,7 @@ class Dependencies:
 
     async def wait_async(self, call: Running, after: tuple[str, ...], timeout: Optional[float]) -> None:
         """The same on a loop, which goes on meanwhile."""
-        deadline = self._deadline(timeout)
+        deadline = self._clock.deadline(timeout)
         wait = self._wait_of(call, None)
         try:
             while not self._is_ready(call, after, bell := TaskBell()):
@@ -251,9 +251,6 @@ class Dependencies:
             cycle=hops,
         )
 
-    def _deadline(self, timeout: Optional[float]) -> Optional[float]:
-        return None if timeout is None else self._clock.monotonic() + timeout
-
     def _spell(
         self, call: Running, wait: OtherWait, deadline: Optional[float], timeout: Optional[float]
     ) -> Optional[float]:
@@ -275,8 +272,7 @@ class Dependencies:
             call.warned = True
             slow = None
             self._warn(call, wait.blocks is not None)
-        ends = [deadline, None if slow is None else call.since + slow]
-        return min((end - now for end in ends if end is not None), default=None)
+        return left_until(now, deadline, None if slow is None else call.since + slow)
 
     def _warn(self, call: Running, blocks_loop: bool) -> None:
         hint = "\n  -> It blocks its event loop meanwhile: make the agent an `async def`." if blocks_loop else ""

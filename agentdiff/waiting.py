@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Callable, Optional, Protocol
 
-from ._clock import Clock, check_timeout
+from ._clock import Clock, check_timeout, left_until
 from ._lanes import Away, Delivery, Lane
 from ._log import about, logger
 from ._owner import LOCAL, Owner, current_owner, current_task_of, lent_worker, running_loop
@@ -207,14 +207,14 @@ class Waits:
         Raises:
             DeadlockError: this `wait` could never end (L5).
         """
-        deadline = self._deadline(timeout)
+        deadline = self._clock.deadline(timeout)
         handled = _delivery_here() if lane_too else None
-        lane: Optional[Lane] = LOCAL.lane if lane_too and running_loop() is None else None
+        loop = running_loop()
+        lane: Optional[Lane] = LOCAL.lane if lane_too and loop is None else None
         warn_at: Optional[float] = None
-        if wait is not None:
-            wait.blocks = running_loop()
-            if wait.blocks is not None:
-                warn_at = self._deadline(self._graph.warn_after(wait.blocks))
+        if wait is not None and loop is not None:
+            wait.blocks = loop
+            warn_at = self._clock.deadline(self._graph.warn_after(loop))
         while not done():
             now = self._clock.monotonic()
             if deadline is not None and deadline <= now:
@@ -222,7 +222,7 @@ class Waits:
             if wait is not None and warn_at is not None and warn_at <= now:
                 warn_at = None
                 _warn(wait)
-            left = min((end - now for end in (deadline, warn_at) if end is not None), default=None)
+            left = left_until(now, deadline, warn_at)
             bell = ThreadBell()
             add(bell)
             try:
@@ -249,7 +249,7 @@ class Waits:
         delivery = _delivery_here() if lane_too else None
         away = _away_here(delivery)
         lane = away.lane if away is not None else None
-        with _noted(delivery, done, self._deadline(timeout)), self._known(wait, bell, lane):
+        with _noted(delivery, done, self._clock.deadline(timeout)), self._known(wait, bell, lane):
             if away is None or lane is None:
                 await bell.sleep(self._clock, timeout)
                 return
@@ -260,9 +260,6 @@ class Waits:
                 if not loan.reclaimed:  # else this is a mere collection: the loop has been closed
                     await lane.take_back_async(loan)
                     away.loan = None
-
-    def _deadline(self, timeout: Optional[float]) -> Optional[float]:
-        return None if timeout is None else self._clock.monotonic() + timeout
 
     # -- for whom (L5) ------------------------------------------------------------------------------------
 
