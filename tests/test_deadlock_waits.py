@@ -430,7 +430,7 @@ def test_L12_a_long_wait_for_an_agent_is_told_once(caplog: pytest.LogCaptureFixt
 
     with caplog.at_level(logging.WARNING, logger="agentdiff"), coord.run("r"):
         threads = start_all(late)
-        eventually(lambda: any(agent.waits_for for agent in coord.snapshot().agents))
+        clock.wait_for_sleepers(1)
         clock.advance(29)
         assert not caplog.records
         clock.advance(1)
@@ -461,7 +461,7 @@ def test_L12_an_agent_that_blocks_its_loop_while_it_waits_is_told_of_soon(caplog
 
     threads = start_all(lambda: asyncio.run(main()))
     with caplog.at_level(logging.WARNING, logger="agentdiff"):
-        eventually(lambda: any(agent.waits_for for agent in coord.snapshot().agents))
+        clock.wait_for_sleepers(1)
         clock.advance(0.1)
         eventually(lambda: caplog.records)
         researcher()
@@ -481,7 +481,7 @@ def test_L12_a_wait_that_blocks_its_loop_is_told_of_soon(caplog: pytest.LogCaptu
 
     threads = start_all(lambda: asyncio.run(main()))
     with caplog.at_level(logging.WARNING, logger="agentdiff"):
-        eventually(lambda: coord._table.book.blocked)
+        clock.wait_for_sleepers(1)
         clock.advance(0.1)
         eventually(lambda: caplog.records)
         clock.advance(1)

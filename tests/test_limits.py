@@ -1522,6 +1522,7 @@ def test_A1_what_has_been_counted_waits_for_no_time_and_for_a_place_before_the_l
     waiter = queued(coord, coord.lock("api"))
     run_it(lives[0])
     assert order == ["returned"]
+    clock.wait_for_sleepers(1)
     clock.advance(PER)
     waiter.entered()
     assert enters(coord.lock("api")) is False
@@ -1753,6 +1754,7 @@ def test_L11_next_free_is_when_the_head_of_the_line_can_enter(coord: Coordinator
         assert info(coord).next_free is None
         first.slot.throttled(retry_after=128)
         assert info(coord).next_free is None
+    eventually(lambda: clock.timers == [128])
     clock.advance(16)
     assert info(coord).next_free == 112
     clock.advance(112)

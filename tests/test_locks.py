@@ -422,6 +422,7 @@ def test_L3_one_who_gave_up_holds_up_nobody(timed: Coordinator, clock: FakeClock
         for number in range(6):
             threads += start_all(lambda number=number: wait(number))
             eventually(lambda number=number: len(line(timed)) == number + 1)
+        clock.wait_for_sleepers(6)
         clock.advance(5)
         eventually(lambda: len(line(timed)) == 3)
     join_all(threads)
