@@ -619,6 +619,7 @@ def test_L5_those_ahead_who_ask_for_more_can_close_a_ring(timed: Coordinator, cl
         with pytest.raises(DeadlockError):
             timed.lock("api", tokens=1).acquire()
     group.entered().go()
+    clock.wait_for_sleepers(1)
     clock.advance(PER)
     big.entered().go()
 
