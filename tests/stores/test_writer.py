@@ -350,20 +350,20 @@ class Hung(MemoryStore):
 begun = time.monotonic()
 import atexit
 atexit.register(lambda: print("exit took", time.monotonic() - begun))
-coords = [Coordinator(store=Hung(), flush_timeout=0.5) for _ in range(5)]
+coords = [Coordinator(store=Hung(), flush_timeout=0.5) for _ in range(21)]
 for coord in coords:
     coord.emit("x")
-coords[4].close()
+coords[20].close()
 begun = time.monotonic()
 """
 
 
 def test_E6_hung_stores_hold_up_the_exit_by_flush_timeout_together() -> None:
-    """Four of them with half a second each: not two seconds; the process ends well. One that is closed is over."""
+    """Twenty of them with half a second each: not ten seconds; the process ends well. One that is closed is over."""
     done = run_script(EXIT, timeout=30)
     assert done.returncode == 0
-    assert float(done.stdout.split()[-1]) < 1.9
-    assert done.stderr.count("events are lost") == 5
+    assert float(done.stdout.split()[-1]) < 9
+    assert done.stderr.count("events are lost") == 21
 
 
 def test_E6_the_exit_writes_what_chains_have_emitted(tmp_path: Any) -> None:
