@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Callable, Optional, Protocol, Union
 
 from ._clock import Clock, check_timeout
-from ._owner import LOCAL, Owner
+from ._owner import LOCAL, Owner, this_thread
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import Workers
 from .deadlock import OtherWait, Party
@@ -246,7 +246,7 @@ class Lane:
         """
         bus = self._bus
         before, LOCAL.lane = LOCAL.lane, self
-        self.holder = me = LOCAL.me
+        self.holder = me = this_thread()
         try:
             if parked is not None and not bus.handle(*parked):
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Callable, Optional, Protocol
 
-from ._owner import HOLDS, LOCAL, TASKS, Owner, current_owner, current_task_of, running_loop, running_task
+from ._owner import HERE, HOLDS, TASKS, Owner, current_owner, current_task_of, running_loop, running_task, this_thread
 from ._places import Book, Door, Limiter, Slot, live
 
 Ways = tuple[Callable[..., Any], Callable[..., None], Callable[..., Any], Callable[..., Any]]
@@ -48,7 +48,7 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
     find = slots.get
     held = HOLDS.get
     hold = HOLDS.set
-    local = LOCAL
+    here = HERE
     tasks = TASKS
     task_of = current_task_of
     loop_here = running_loop
@@ -59,7 +59,10 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
         def enter(me: Optional[Owner] = None, otherwise: Callable[[Slot, Owner], Any] = slowly) -> Any:
             """The slot of a name that is free, or the caller's already; else what `otherwise` makes of the claim."""
             if me is None:
-                me = current_owner() if tasks else local.me
+                try:
+                    me = current_owner() if tasks else here.me
+                except AttributeError:  # the first time in this thread
+                    me = this_thread()
             outer: Optional[Slot] = held()
             if outer is not None:
                 owner = outer.owner
@@ -102,8 +105,7 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
             """End the block that this context has entered last; or an entry to a slot that was kept, if it is there."""
             slot = find(name)
             if slot is not None and (
-                slot is (kept or held())
-                or (kept is None and slot.owner is (current_owner() if tasks else local.me))  # another was taken within
+                slot is (kept or held()) or (kept is None and slot.owner is current_owner())  # another was taken within
             ):
                 depth = slot.depth
                 if depth > 1:

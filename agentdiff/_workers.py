@@ -22,7 +22,7 @@ from itertools import count
 from typing import Any, Callable, Optional, Protocol
 
 from ._log import about, logger
-from ._owner import LOCAL, ThreadOwner, all_frames
+from ._owner import LOCAL, ThreadOwner, all_frames, this_thread
 
 Job = Callable[[], Any]
 
@@ -90,11 +90,11 @@ class Workers:
             raise
 
     def _work(self) -> None:
-        self.owners.add(LOCAL.me)
+        self.owners.add(this_thread())
         try:
             self._serve()
         finally:
-            self.owners.discard(LOCAL.me)
+            self.owners.discard(this_thread())
 
     def _serve(self) -> None:
         bell = threading.Lock()

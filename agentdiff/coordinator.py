@@ -7,7 +7,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union, cast, overload
 
 import attrs
@@ -28,7 +28,7 @@ from .events import Event
 from .events import check_name as check_event_name
 from .joins import AllOf, AnyOf, JoinInfo, Names
 from .limits import Limit
-from .locks import Lock, LockGroup, check_name
+from .locks import Lock, LockGroup, by_name, check_name
 from .state import State, StateTable
 from .waiting import Expected
 
@@ -234,11 +234,6 @@ class Coordinator:
             TypeError, ValueError: no string, an empty one, or a timeout or number of tokens that makes no sense.
             ClosedError: the coordinator has been closed.
         """
-        if not more and timeout is ... and lend is True and not tokens:  # the way to most locks
-            try:
-                return self._handles[name]
-            except (KeyError, TypeError):
-                pass
         if self._bus.closed:
             raise ClosedError(f"{self!r} gives no more locks")
         check_name(name)
@@ -659,6 +654,8 @@ class Coordinator:
     def _shorten(self) -> None:
         if type(self).emit is Coordinator.emit:
             self.emit = self._bus.emit  # type: ignore[method-assign]  # the same without a call in between
+        if type(self).lock is Coordinator.lock:
+            self.lock = by_name(self._handles, MethodType(Coordinator.lock, self))  # type: ignore[method-assign]
 
     def join(self, timeout: Optional[float] = None, *, run: Optional[str] = None) -> None:
         """Wait until every event is handled, with all that the handlers emit (E7).

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from ._clock import check_timeout
 from ._owner import current_owner, running_task
@@ -137,6 +138,21 @@ class Lock(metaclass=_Handles):
         async def __aexit__(
             self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
         ) -> None: ...
+
+
+def by_name(handles: dict[str, Lock], make: Callable[..., Any]) -> Any:
+    """`coord.lock`, which makes handles, as it is for most names: there is one already."""
+
+    @wraps(make)
+    def lock(name: str, *more: str, **how: Any) -> Any:
+        if not more and not how:
+            try:
+                return handles[name]
+            except (KeyError, TypeError):  # a new one, or no name at all
+                pass
+        return make(name, *more, **how)
+
+    return lock
 
 
 class LockGroup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from contextvars import Context
 from typing import Any
@@ -334,6 +335,28 @@ def test_L10_handles_are_shared_and_names_checked(coord: Coordinator) -> None:
         coord.lock(f"name {n}")
     assert coord.lock("x").acquire(timeout=0)
     coord.lock("x").release()
+
+
+def test_L10_lock_says_what_it_takes_and_obeys_a_subclass() -> None:
+    """Most calls of `lock` go a short way, which neither hides what it takes nor passes over who overrides it."""
+
+    class Counting(Coordinator):
+        asked = 0
+
+        def lock(self, *names: Any, **how: Any) -> Any:
+            self.asked += 1
+            return super().lock(*names, **how)
+
+    with Coordinator() as coord:
+        assert [*inspect.signature(coord.lock).parameters] == ["name", "more", "timeout", "lend", "tokens"]
+        assert coord.lock.__doc__ == Coordinator.lock.__doc__
+        with pytest.raises(TypeError, match="time_out"):
+            coord.lock("x", time_out=3)  # type: ignore[call-overload]
+    with Counting() as counting:
+        for _ in range(2):
+            with counting.lock("x"):
+                pass
+        assert counting.asked == 2
 
 
 def test_E5_max_pending_bounds_what_is_queued() -> None:

@@ -12,7 +12,15 @@ import pytest
 from support import join_all, start_all
 
 from agentdiff import _owner
-from agentdiff._owner import LOCAL, GeneratorOwner, current_owner, has_ended, in_words, loop_of, running_loop
+from agentdiff._owner import (
+    GeneratorOwner,
+    current_owner,
+    has_ended,
+    in_words,
+    loop_of,
+    running_loop,
+    this_thread,
+)
 
 
 def ask(into: list[Any]) -> None:
@@ -23,7 +31,7 @@ def test_L2_the_owner_is_the_thread_where_no_task_runs() -> None:
     """The same thread is the same owner, another thread another."""
     others: list[Any] = []
     join_all(start_all(lambda: ask(others)))
-    assert current_owner() is current_owner() is LOCAL.me
+    assert current_owner() is current_owner() is this_thread()
     assert others[0] is not current_owner()
 
 
@@ -36,8 +44,8 @@ def test_L2_a_task_that_begins_elsewhere_while_we_ask_changes_nothing(monkeypatc
             return self.asked > 1
 
     monkeypatch.setattr(_owner, "TASKS", Beginning())
-    assert current_owner() is LOCAL.me
-    assert current_owner() is LOCAL.me
+    assert current_owner() is this_thread()
+    assert current_owner() is this_thread()
 
 
 def test_L2_the_owner_is_the_running_task() -> None:
@@ -55,8 +63,8 @@ def test_L2_the_owner_is_the_running_task() -> None:
         return current_owner()
 
     asyncio.run(main())
-    assert current_owner() is LOCAL.me
-    assert loop_of(LOCAL.me) is None
+    assert current_owner() is this_thread()
+    assert loop_of(this_thread()) is None
 
 
 def test_L2_a_callback_of_the_loop_belongs_to_its_thread() -> None:
@@ -67,7 +75,7 @@ def test_L2_a_callback_of_the_loop_belongs_to_its_thread() -> None:
     loop.call_soon(loop.stop)
     loop.run_forever()
     loop.close()
-    assert seen == [LOCAL.me]
+    assert seen == [this_thread()]
 
 
 def test_L8_an_ended_thread_or_task_is_told_from_one_that_lives() -> None:
@@ -83,7 +91,7 @@ def test_L8_an_ended_thread_or_task_is_told_from_one_that_lives() -> None:
 
     asyncio.run(main())
     assert has_ended(seen[0])
-    assert not has_ended(LOCAL.me)
+    assert not has_ended(this_thread())
     assert not has_ended(GeneratorOwner("writer"))
 
 
@@ -123,4 +131,4 @@ def test_L4_owners_are_named_in_words() -> None:
     asyncio.run(main())
     assert seen == ['thread "Worker"', 'task "Poet"']
     assert in_words(GeneratorOwner("writer")) == "a generator"
-    assert 'last driven by thread "' in in_words(GeneratorOwner("writer", driver=LOCAL.me))
+    assert 'last driven by thread "' in in_words(GeneratorOwner("writer", driver=this_thread()))
