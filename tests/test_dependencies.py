@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import pickle
 import threading
@@ -57,10 +58,11 @@ def test_A5_an_agent_does_not_start_before_those_it_comes_after(coord):
     """100 runs, their threads started in every order; each run only looks at its own agents."""
     orders = {}
     threads = []
-    for number in range(100):
-        orders[number] = order = []
-        jobs = list(itertools.permutations(agents_of(coord, order)))[number % 6]
-        with coord.run(f"r{number}"):  # open as long as the threads are being started
+    with contextlib.ExitStack() as runs:
+        for number in range(100):
+            orders[number] = order = []
+            jobs = list(itertools.permutations(agents_of(coord, order)))[number % 6]
+            runs.enter_context(coord.run(f"r{number}"))  # open until its threads have ended, however late they start
             threads += start_all(*(in_run(coord, f"r{number}", job) for job in jobs))
             if number % 10 == 9:
                 join_all(threads)
