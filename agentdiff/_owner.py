@@ -7,9 +7,11 @@ numbers are reused by the system, so they identify nobody (L8). A task is its ow
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
-from asyncio import AbstractEventLoop, Task, _get_running_loop, current_task
+from _thread import get_ident
+from asyncio import AbstractEventLoop, BaseEventLoop, Task, _get_running_loop, current_task
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -88,7 +90,32 @@ def lent_worker() -> Iterator[None]:
         workers.take_back()
 
 
-running_loop = _get_running_loop
+if sys.version_info >= (3, 12):
+    running_loop = _get_running_loop
+else:  # there, asyncio asks the system for the number of this process each time, for 100 to 200 ns
+
+    class _NoLoop:
+        _thread_id = None
+
+    _latest: Any = _NoLoop
+
+    def running_loop() -> Optional[AbstractEventLoop]:
+        """The loop that runs on this thread, if any. Most often it is that which was found last."""
+        global _latest
+        loop: Optional[AbstractEventLoop] = _latest
+        if loop._thread_id != get_ident():  # type: ignore[union-attr]
+            loop = _get_running_loop()
+            if isinstance(loop, BaseEventLoop):
+                _latest = loop
+        return loop
+
+    def _forget_loop() -> None:
+        global _latest
+        _latest = _NoLoop
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_loop)  # the parent's loop doesn't run in the child
+
 
 HOLDS: ContextVar[Any] = ContextVar("agentdiff_holds", default=None)
 """The slot entered last in this context; its `outer` is the one before. What a holder starts copies

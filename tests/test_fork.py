@@ -98,6 +98,34 @@ assert coord.snapshot().locks == ()
 """)
 
 
+def test_L13_the_loop_that_ran_at_the_fork_does_not_run_in_the_child() -> None:
+    """The child is a thread, until it runs a loop of its own: then its tasks exclude each other."""
+    ends_well("""
+import asyncio
+from agentdiff._owner import current_owner, this_thread
+
+async def hold(inside):
+    async with coord.lock("a"):
+        inside.append(1)
+        await asyncio.sleep(0)
+        assert len(inside) == 1, "two at once"
+        inside.pop()
+
+async def both(inside):
+    await asyncio.gather(hold(inside), hold(inside))
+
+def check():
+    assert current_owner() is this_thread()
+    asyncio.run(both([]))
+
+async def parent():
+    async with coord.lock("a"):
+        pass
+    in_child(check)
+asyncio.run(parent())
+""")
+
+
 def test_L13_a_forked_child_delivers_its_own_events_and_none_of_the_parents() -> None:
     """Subscriptions live on; what the parent had pending stays the parent's; threads are made anew."""
     ends_well("""

@@ -67,6 +67,30 @@ def test_L2_the_owner_is_the_running_task() -> None:
     assert loop_of(this_thread()) is None
 
 
+def test_L2_the_running_loop_is_that_of_the_thread_that_asks() -> None:
+    """A loop that runs on another thread, has stopped, or has moved to another thread, is not this thread's."""
+    loop, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    elsewhere: list[Any] = []
+
+    async def here() -> None:
+        assert running_loop() is asyncio.get_running_loop()
+
+    async def meanwhile(run: Any) -> None:
+        assert running_loop() is asyncio.get_running_loop()
+        join_all(start_all(run))
+        assert running_loop() is asyncio.get_running_loop()
+
+    loop.run_until_complete(here())
+    assert running_loop() is None
+    loop.run_until_complete(meanwhile(lambda: other.run_until_complete(here())))
+    loop.run_until_complete(meanwhile(lambda: elsewhere.append(running_loop())))
+    join_all(start_all(lambda: loop.run_until_complete(meanwhile(lambda: elsewhere.append(running_loop())))))
+    assert running_loop() is None
+    assert elsewhere == [None, None]
+    loop.close()
+    other.close()
+
+
 def test_L2_a_callback_of_the_loop_belongs_to_its_thread() -> None:
     """A loop runs, but no task does: the thread asks."""
     seen: list[Any] = []
