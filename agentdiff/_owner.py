@@ -90,38 +90,6 @@ def lent_worker() -> Iterator[None]:
         workers.take_back()
 
 
-if sys.version_info >= (3, 12):
-    running_loop = _get_running_loop
-else:  # there, asyncio asks the system for the number of this process each time, for 100 to 200 ns
-
-    class _NoLoop:
-        _thread_id = None
-
-    _latest: Any = _NoLoop
-
-    def running_loop() -> Optional[AbstractEventLoop]:
-        """The loop that runs on this thread, if any. Most often it is that which was found last."""
-        global _latest
-        loop: Optional[AbstractEventLoop] = _latest
-        if loop._thread_id != get_ident():  # type: ignore[union-attr]
-            loop = _get_running_loop()
-            if isinstance(loop, BaseEventLoop):
-                _latest = loop
-        return loop
-
-    def _forget_loop() -> None:
-        global _latest
-        _latest = _NoLoop
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget_loop)  # the parent's loop doesn't run in the child
-
-
-HOLDS: ContextVar[Any] = ContextVar("agentdiff_holds", default=None)
-"""The slot entered last in this context; its `outer` is the one before. What a holder starts copies
-its context, and so knows from whom it may borrow (L2). Slots that have ended are ignored."""
-
-
 if sys.version_info < (3, 14):
     from asyncio.tasks import _current_tasks  # type: ignore[attr-defined]
 
@@ -137,6 +105,34 @@ else:
 
 
 """`TASKS` is false where no task of any loop runs at this moment: quicker to ask than for the running loop."""
+
+
+if sys.version_info >= (3, 12):
+    running_loop = _get_running_loop
+else:  # there, asyncio asks the system for the number of this process each time, for 100 to 200 ns
+    _latest: Any = None
+
+    def running_loop() -> Optional[AbstractEventLoop]:
+        """The loop that runs on this thread, if any. Most often it is the only one that runs a task, found before."""
+        global _latest
+        loop: Optional[AbstractEventLoop] = _latest
+        if loop not in TASKS or len(TASKS) > 1 or loop._thread_id != get_ident():  # type: ignore[union-attr]
+            loop = _get_running_loop()
+            if isinstance(loop, BaseEventLoop):
+                _latest = loop
+        return loop
+
+    def _forget_loop() -> None:
+        global _latest
+        _latest = None
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_loop)  # the parent's loop doesn't run in the child
+
+
+HOLDS: ContextVar[Any] = ContextVar("agentdiff_holds", default=None)
+"""The slot entered last in this context; its `outer` is the one before. What a holder starts copies
+its context, and so knows from whom it may borrow (L2). Slots that have ended are ignored."""
 
 
 def current_owner() -> Owner:

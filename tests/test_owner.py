@@ -91,6 +91,41 @@ def test_L2_the_running_loop_is_that_of_the_thread_that_asks() -> None:
     other.close()
 
 
+@pytest.mark.parametrize("outer_is", ["a task", "a callback"])
+def test_L2_a_loop_within_a_loop_is_the_one_that_runs(outer_is: str) -> None:
+    """Some patch asyncio so that loops nest on one thread: the tasks of the inner one are still told apart."""
+    outer, inner = asyncio.new_event_loop(), asyncio.new_event_loop()
+    found: list[Any] = []
+
+    async def owner() -> None:
+        await asyncio.sleep(0)
+        found.append((running_loop(), current_owner(), asyncio.current_task()))
+
+    def nest() -> None:
+        assert running_loop() is outer
+        asyncio._set_running_loop(None)
+        try:
+            inner.run_until_complete(owner())
+        finally:
+            asyncio._set_running_loop(outer)
+        found.append((running_loop(), current_owner(), asyncio.current_task() or this_thread()))
+
+    async def task() -> None:
+        nest()
+
+    if outer_is == "a task":
+        outer.run_until_complete(task())
+    else:
+        outer.call_soon(nest)
+        outer.call_soon(outer.stop)
+        outer.run_forever()
+    (within, owner_within, task_within), (without, owner_without, task_without) = found
+    assert (within, without) == (inner, outer)
+    assert (owner_within, owner_without) == (task_within, task_without)
+    inner.close()
+    outer.close()
+
+
 def test_L2_a_callback_of_the_loop_belongs_to_its_thread() -> None:
     """A loop runs, but no task does: the thread asks."""
     seen: list[Any] = []
