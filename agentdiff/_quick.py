@@ -6,14 +6,26 @@ name has closures of its own, made once for its handle, and not methods.
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Iterator
+from types import TracebackType, coroutine
 from typing import Any, Callable, Optional, Protocol
 
 from ._owner import HERE, HOLDS, TASKS, Owner, current_owner, current_task_of, running_loop, running_task, this_thread
 from ._places import Book, Door, Limiter, Slot, live
 
-Ways = tuple[Callable[..., Any], Callable[..., None], Callable[..., Any], Callable[..., Any]]
-"""`__enter__`, `__exit__`, `__aenter__` and `__aexit__` of a name."""
+Ways = tuple[Callable[..., Any], Callable[..., Any]]
+"""`__enter__` and `__exit__` of a name, or `__aenter__` and `__aexit__`."""
+
+
+@coroutine
+def _nothing() -> Iterator[None]:
+    return
+    yield
+
+
+DONE = _nothing()
+"""What a way out that waits for nothing gives to `await`: it has ended, so there is no frame to be made and run."""
+next(DONE, None)
 
 
 class Table(Limiter, Protocol):
@@ -38,8 +50,8 @@ class Table(Limiter, Protocol):
     def hand_over(self, slot: Slot) -> bool: ...
 
 
-def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closures, flat on purpose)
-    """What makes, for a door, the ways in and out."""
+def make_ways(table: Table) -> tuple[Callable[[Door], Ways], Callable[[Door, Any], Ways]]:  # noqa: PLR0915  (closures)
+    """What makes, for a door, the ways in and out of `with`; and those of `async with`, which few doors need."""
     slots, entries, settle, now = table.book.slots, table.book.entries, table.settle, table.book.now
     slowly, release, free = table.enter, table.release, table.free
     pass_on, hand_over = table.pass_on, table.hand_over
@@ -53,7 +65,7 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
     task_of = current_task_of
     loop_here = running_loop
 
-    def ways(door: Door) -> Ways:  # noqa: PLR0915  (likewise)
+    def ways(door: Door) -> Ways:
         name = door.name
 
         def enter(me: Optional[Owner] = None, otherwise: Callable[[Slot, Owner], Any] = slowly) -> Any:
@@ -96,12 +108,23 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
             slot.owner = me
             return otherwise(slot, me)
 
+        if not door.how.lend:  # a slot taken the quick way is in its context for others to find
+
+            def enter(me: Optional[Owner] = None, otherwise: Callable[[Slot, Owner], Any] = slowly) -> Any:
+                me = me or current_owner()
+                return otherwise(table.claim(door, me), me)
+
+        return enter, leaving(door, None)
+
+    def leaving(door: Door, done: Any) -> Callable[..., Any]:
+        name = door.name
+
         def leave(
             kind: Optional[type[BaseException]] = None,
             error: Optional[BaseException] = None,
             trace: Optional[TracebackType] = None,
             kept: Optional[Slot] = None,
-        ) -> None:
+        ) -> Any:
             """End the block that this context has entered last; or an entry to a slot that was kept, if it is there."""
             slot = find(name)
             if slot is not None and (
@@ -110,38 +133,31 @@ def make_ways(table: Table) -> Callable[[Door], Ways]:  # noqa: PLR0915  (closur
                 depth = slot.depth
                 if depth > 1:
                     slot.depth = depth - 1
-                    return
+                    return done
                 if not entries or name not in entries:
                     del slots[name]
                     slot.owner = None
                     if entries and name in entries:
                         pass_on(name)
-                    return
+                    return done
                 if hand_over(slot):
-                    return
+                    return done
             if kept is not None:
                 free(kept, current_owner())
             else:
                 release(name, current_owner(), True)
+            return done
+
+        return leave
+
+    def async_ways(door: Door, enter: Any) -> Ways:
+        name = door.name
 
         async def enter_async() -> Slot:
             me = task_of(loop_here()) or running_task(f"lock {name!r}")
             slot = enter(me, slowly_async)
             return slot if slot.__class__ is Slot else await slot
 
-        async def leave_async(
-            kind: Optional[type[BaseException]] = None,
-            error: Optional[BaseException] = None,
-            trace: Optional[TracebackType] = None,
-        ) -> None:
-            leave()
+        return enter_async, leaving(door, DONE)
 
-        if not door.how.lend:  # a slot taken the quick way is in its context for others to find
-
-            def enter(me: Optional[Owner] = None, otherwise: Callable[[Slot, Owner], Any] = slowly) -> Any:
-                me = me or current_owner()
-                return otherwise(table.claim(door, me), me)
-
-        return enter, leave, enter_async, leave_async
-
-    return ways
+    return ways, async_ways

@@ -92,7 +92,9 @@ class LockTable:
         self.book: Book = book
         self.slots: dict[str, Slot] = book.slots
         self.entries: dict[str, Entry] = book.entries
-        self.ways: Callable[[Door], Ways] = make_ways(self)
+        self.ways: Callable[[Door], Ways]
+        self.async_ways: Callable[[Door, Any], Ways]
+        self.ways, self.async_ways = make_ways(self)
         self._clock = clock
         self._now = clock.monotonic
         self._held_back: list[tuple[float, str]] = []  # until when which lock is, a heap

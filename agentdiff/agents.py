@@ -452,7 +452,7 @@ def _wrap_function(agent: Agent, fn: Callable[..., Any]) -> Callable[..., Any]:
             return _call(agent, fn, args, kwargs)
 
         return locking
-    enter, leave, *_ = agent.table.ways(Door(agent.table, only, How(agent.timeout_given, agent.name)))
+    enter, leave = agent.table.ways(Door(agent.table, only, How(agent.timeout_given, agent.name)))
 
     @functools.wraps(fn)
     def quickly_locking(*args: Any, **kwargs: Any) -> Any:

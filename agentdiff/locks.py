@@ -55,6 +55,16 @@ class _Handles(type):
     __aexit__: Any = _own("__aexit__")
 
 
+def _on_first_use(way: int) -> Any:
+    def find(handle: Any) -> Any:
+        ways = handle._table.async_ways(handle._door, handle.__enter__)
+        handle._enter_async, handle._leave_async = ways
+        handle.__class__ = _AsyncLock
+        return ways[way]
+
+    return property(find)
+
+
 class Lock(metaclass=_Handles):
     """A handle to a named lock: `with` and `async with`, `acquire` and `release`.
 
@@ -70,12 +80,12 @@ class Lock(metaclass=_Handles):
     True
     """
 
-    __slots__ = ("__aenter__", "__aexit__", "__enter__", "__exit__", "_door", "_table")
+    __slots__ = ("__enter__", "__exit__", "_door", "_enter_async", "_leave_async", "_table")
 
     def __init__(self, table: LockTable, name: str, how: How = PLAIN) -> None:
         self._table = table
         self._door = door = Door(table, name, how)
-        self.__enter__, self.__exit__, self.__aenter__, self.__aexit__ = table.ways(door)  # type: ignore[method-assign]
+        self.__enter__, self.__exit__ = table.ways(door)  # type: ignore[method-assign]
 
     @property
     def name(self) -> str:
@@ -138,6 +148,18 @@ class Lock(metaclass=_Handles):
         async def __aexit__(
             self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
         ) -> None: ...
+
+    else:
+        __aenter__ = _on_first_use(0)
+        __aexit__ = _on_first_use(1)
+
+
+class _AsyncLock(Lock):
+    """What a handle becomes by its first `async with`: most have none, and cost less without what it needs."""
+
+    __slots__ = ()
+
+    __aenter__, __aexit__ = vars(Lock)["_enter_async"], vars(Lock)["_leave_async"]
 
 
 def by_name(handles: dict[str, Lock], make: Callable[..., Any]) -> Any:

@@ -1247,6 +1247,28 @@ def test_L10_a_handle_is_a_context_manager_for_whoever_asks_its_class(coord: Coo
     assert isinstance(lock, contextlib.AbstractAsyncContextManager)
 
 
+def test_L10_a_handle_is_the_same_before_and_after_its_first_async_with(coord: Coordinator) -> None:
+    """It gets what `async with` needs when that is used first, even within its own `with`; an exit says nothing."""
+    lock = coord.lock("a")
+
+    async def main() -> None:
+        with lock as slot:
+            async with lock as again:
+                assert again is slot
+
+    async def by_hand() -> None:
+        for _ in range(2):
+            slot = await lock.__aenter__()
+            assert lock.locked()
+            assert await lock.__aexit__(ValueError, ValueError("x"), None) is None  # type: ignore[func-returns-value]
+            assert slot.owner is None
+
+    asyncio.run(main())
+    asyncio.run(by_hand())
+    assert isinstance(lock, Lock)
+    assert coord.lock("a") is lock
+
+
 def test_L10_a_block_yields_its_slot(coord: Coordinator) -> None:
     """`with coord.lock(name) as slot` gives the held place, which tells its name and whether it is over."""
     with coord.lock("a") as slot:
