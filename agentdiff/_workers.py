@@ -179,19 +179,20 @@ class Workers:
         """Let the workers end as soon as they have nothing to do, and wait for it. A later job starts one again."""
         self._stopping = True
         try:
-            me = threading.current_thread()
+            ended = {threading.current_thread()}
             while True:
                 while self._parked:
                     self._call_another()
                 with self._mutex:
-                    threads = [*self._threads, *self._ending]
-                others = [thread for thread in threads if thread is not me and (thread.is_alive() or not thread.ident)]
+                    others = {*self._threads, *self._ending} - ended
                 if not others:
                     return
-                if others[0].ident:
-                    others[0].join()
-                else:
-                    time.sleep(0.0001)  # it is just being started
+                other = others.pop()
+                try:
+                    other.join()
+                    ended.add(other)
+                except RuntimeError:  # it is just being started
+                    time.sleep(0.0001)
         finally:
             self._stopping = False
 

@@ -290,13 +290,22 @@ def test_E7_stop_waits_for_a_worker_that_was_just_ending(monkeypatch):
     assert not ours()
 
 
-def test_E7_stop_waits_for_a_worker_that_is_just_starting(workers, monkeypatch):
+@pytest.mark.parametrize("moment", ["not begun", "half begun"])
+def test_E7_stop_waits_for_a_worker_that_is_just_starting(workers, monkeypatch, moment):
     """It is in the books, but its thread isn't alive yet: somebody else is in the middle of starting it."""
     starting, go = threading.Event(), threading.Event()
     start = threading.Thread.start
 
+    class Started(threading.Event):
+        def set(self):
+            starting.set()
+            go.wait(10)
+            super().set()
+
     def slowly(thread):
-        if thread.name.startswith("w-"):
+        if thread.name.startswith("w-") and moment == "half begun":
+            thread._started = Started()
+        elif thread.name.startswith("w-"):
             starting.set()
             go.wait(10)
         start(thread)
