@@ -379,7 +379,7 @@ def test_E2_what_a_handler_emits_comes_after_what_its_run_has_queued(coord, gate
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_E2_an_event_that_comes_when_the_lane_is_let_go_is_delivered(coord, moment):
     """The worker has found the lane empty; the event comes right before or right after it lets the turn go."""
-    seen = []
+    seen, let_go = [], threading.Event()
     coord.on("a", seen.append)
 
     class Turn:
@@ -395,6 +395,7 @@ def test_E2_an_event_that_comes_when_the_lane_is_let_go_is_delivered(coord, mome
             self.lock.release()
             if moment == "after":
                 late()
+            let_go.set()
 
     def in_run(number):
         with coord.run("r"):
@@ -404,6 +405,7 @@ def test_E2_an_event_that_comes_when_the_lane_is_let_go_is_delivered(coord, mome
         lane = coord._bus.lane_of(bus.CAUSE.get())
         lane.turn = Turn()
         in_run(1)
+    assert let_go.wait(10)
     coord.join(10)
     assert seen == [1, 2]
 
@@ -1460,7 +1462,7 @@ def test_E10_cancelled_on_its_way_to_the_loop_it_does_not_start(coord):
     seen = []
     sub = coord.on("a", as_async(seen.append), loop=loop)
     delivery = coord.emit("a")
-    eventually(lambda: coord._bus.away)
+    eventually(lambda: loop._ready)
     sub.cancel()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
