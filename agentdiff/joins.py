@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from typing import Any, Optional, Protocol, Union
 
@@ -227,8 +228,7 @@ class Joins:
         """Put the event into its set; the set, if that is full now."""
         dropped: Optional[_Set] = None
         cause = cause_here()
-        with self._mutex:
-            self._forget_cancelled()
+        with self._inside():
             if join.cancelled or self._stopped:
                 return None
             found = self._place(join, event, cause)
@@ -296,10 +296,11 @@ class Joins:
         join.cancelled = True
         self._cancelled.append(join)
         self._tidy()
+        self._ring()
 
     def clear(self) -> None:
         """Forget what has come."""
-        with self._mutex:
+        with self._inside():
             self._forget_sets()
         self._ring()
 
@@ -307,14 +308,22 @@ class Joins:
         """Nothing is kept, and nobody is told of anything any more."""
         self._stopped = True
         self._tidy()
+        self._ring()
 
     def _tidy(self) -> None:
-        if self._mutex.acquire(False):  # else whoever takes it next does it
+        while (self._cancelled or (self._stopped and self._sets)) and self._mutex.acquire(False):
             try:
                 self._forget_cancelled()
             finally:
                 self._mutex.release()
-        self._ring()
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """With the mutex. What others have cancelled meanwhile, who didn't wait for it, is forgotten afterwards."""
+        with self._mutex:
+            self._forget_cancelled()
+            yield
+        self._tidy()
 
     def _forget_cancelled(self) -> None:
         if self._stopped:
@@ -338,8 +347,7 @@ class Joins:
         """On a worker: sleep until the next set's time is over, as long as there is one."""
         lends_a_hand = LOCAL.workers is not self._workers  # at the exit of the process, say, which nobody holds up
         while True:
-            with self._mutex:
-                self._forget_cancelled()
+            with self._inside():
                 over = self._take_overdue(self._clock.monotonic())
                 until = min((next(iter(sets)).due or 0.0 for sets in self._timed.values()), default=None)
                 if lends_a_hand:
@@ -394,8 +402,7 @@ class Joins:
 
     def snapshot(self) -> tuple[JoinInfo, ...]:
         """The sets that are not full, the oldest first."""
-        with self._mutex:
-            self._forget_cancelled()
+        with self._inside():
             now = self._clock.monotonic()
             return tuple(
                 JoinInfo(

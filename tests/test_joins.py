@@ -459,6 +459,24 @@ def test_E13_an_event_that_comes_after_cancel_leaves_no_set(coord, monkeypatch):
     assert not kept(coord)
 
 
+@pytest.mark.parametrize("end", ["cancel", "stop"])
+def test_E13_what_ends_while_an_event_is_put_into_its_set_leaves_no_set(coord, monkeypatch, end):
+    """Whoever cancels waits for nobody, and whoever was amid that clears up."""
+    joins = coord._bus.joins
+    sub = coord.on(all_of("a", "b"), print)
+    place = joins._place
+
+    def place_and_end(*args):
+        found = place(*args)
+        sub.cancel() if end == "cancel" else joins.stop()
+        return found
+
+    monkeypatch.setattr(joins, "_place", place_and_end)
+    coord.emit("a")
+    coord.join(10)
+    assert not kept(coord)
+
+
 def test_E13_a_collection_may_cancel_amid_anything(coord):
     """`cancel` in a `__del__`, while this thread is inside the joins' own mutex: it waits for nobody."""
     seen = []
