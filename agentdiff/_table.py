@@ -524,11 +524,10 @@ class LockTable:
             return False
         with mutex:
             entry = self.entries.get(slot.door.name)
-            if not isinstance(entry, LockEntry) or not entry.hand_over(slot):
-                return False
+            done = isinstance(entry, LockEntry) and entry.hand_over(slot)
         if self.book.woken or self._chores:
             self._act()
-        return True
+        return done
 
     # -- after the mutex --------------------------------------------------------------------------------
 
@@ -607,11 +606,14 @@ class LockTable:
             if isinstance(self.entries.get(name), LimitEntry):
                 del self.entries[name]
                 self.slots.pop(name, None)
+        self._act()
 
     def declared(self) -> dict[str, Limit]:
         """What has been declared, by name."""
         with self._mutex:
-            return {entry.name: entry.limit for entry in all_limits(list(self.entries.values())) if entry.declared}
+            found = {entry.name: entry.limit for entry in all_limits(list(self.entries.values())) if entry.declared}
+        self._act()
+        return found
 
     def _limited(self, name: str, limit: Limit) -> LimitEntry:
         entry = self._entry(name)

@@ -1469,6 +1469,54 @@ def test_L7_ctrl_c_in_the_moment_of_taking_leaves_nothing_behind(
     lock.release()
 
 
+class Meanwhile:
+    """A table's mutex: whenever somebody is inside, somebody else puts a chore aside."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self._mutex = table._mutex
+        self.acquire, self.release, self._is_owned = self._mutex.acquire, self._mutex.release, self._mutex._is_owned
+        self.asked = self.done = 0
+
+    def _ask(self) -> None:
+        self.asked += 1
+        self._table._chores.append(self._do)
+        self._table._act()
+
+    def _do(self) -> None:
+        self.done += 1
+
+    def __enter__(self) -> None:
+        self._mutex.acquire()
+        join_all(start_all(self._ask))
+
+    def __exit__(self, *error: Any) -> None:
+        self._mutex.release()
+
+
+STAYS: dict[str, Callable[[Coordinator], Any]] = {
+    "enters a limit": lambda coord: attempt(coord.lock("api")),
+    "looks at a limit": lambda coord: coord.lock("api").locked(),
+    "declares": lambda coord: coord.limit("api", requests=1),
+    "is isolated": lambda coord: coord._table.declared(),
+    "is isolated no more": lambda coord: coord._table.unlimit("api"),
+    "holds back": lambda coord: coord._table.hold_back("api", 0),
+    "looks": lambda coord: coord.snapshot(),
+    "asks for its slot": lambda coord: coord._table.holds("api", current_owner()),
+    "finds nobody to hand over to": lambda coord: coord._table.hand_over(coord.lock("a").__enter__()),
+}
+
+
+@pytest.mark.parametrize("stay", STAYS)
+def test_L7_whoever_was_in_the_tables_mutex_does_what_others_put_aside(coord: Coordinator, stay: str) -> None:
+    """One that gives up waits for nobody, be it a collection: the one inside lets the next in line have its turn."""
+    coord.limit("api", requests=5)
+    table: Any = coord._table
+    table._mutex = mutex = Meanwhile(table)
+    STAYS[stay](coord)
+    assert mutex.done == mutex.asked > 0
+
+
 @pytest.mark.parametrize("kind", ["generator", "async generator"])
 def test_L8_a_collection_inside_the_tables_mutex_does_not_hang(hooked: Coordinator, hooks: Hooks, kind: str) -> None:
     """Garbage is collected on a thread that is inside the mutex, and a generator's block ends there."""
