@@ -397,7 +397,7 @@ class LockEntry:
     def serve(self) -> None:
         if self.chain:
             self._mend()
-        if self.line and not self.chain and self.name not in self.slots:
+        if self.line and not self.chain:
             heir = next(iter(self.line))
             if self.slots.setdefault(self.name, heir.claim) is heir.claim:
                 self._appoint(heir)
@@ -461,19 +461,26 @@ class LockEntry:
         line = self.line
         if not line or self.chain or self.hopeful or self.evicted or slot.owner.__class__ is GeneratorOwner:
             return False
-        heir = next(iter(line))
-        self.slots[self.name] = claim = heir.claim
-        heir.served = True
-        book, bell = self.book, heir.bell
-        if bell is None or bell.loop is not None or not bell.ring():
-            book.woken.append(heir)
-        claim.since = book.now()
-        slot.owner = None
-        slot.depth = 0
-        del line[heir]
-        book.unlist(heir)
-        if not line:
+        try:
+            heir = next(iter(line))
+            self.slots[self.name] = claim = heir.claim
+            heir.served = True
+            book, bell = self.book, heir.bell
+            if bell is None or bell.loop is not None or not bell.ring():
+                book.woken.append(heir)
+            claim.since = book.now()
+            slot.owner = None
+            slot.depth = 0
+            book.unlist(heir)
+            del line[heir]
+            if not line:
+                self.tidy()
+        except BaseException:  # Ctrl-C in just this moment: what has begun is brought to its end
+            if slot.owner is not None:
+                self.exit(slot, slot.owner)
+            self.serve()
             self.tidy()
+            raise
         return True
 
     def forsake(self, waiter: Place) -> None:

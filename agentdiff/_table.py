@@ -17,6 +17,7 @@ import threading
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush
 from types import TracebackType
@@ -522,11 +523,13 @@ class LockTable:
         mutex = self._mutex
         if mutex._is_owned():
             return False
-        with mutex:
-            entry = self.entries.get(slot.door.name)
-            done = isinstance(entry, LockEntry) and entry.hand_over(slot)
-        if self.book.woken or self._chores:
-            self._act()
+        try:
+            with mutex:
+                entry = self.entries.get(slot.door.name)
+                done = isinstance(entry, LockEntry) and entry.hand_over(slot)
+        finally:
+            if self.book.woken or self._chores:
+                self._act()
         return done
 
     # -- after the mutex --------------------------------------------------------------------------------
@@ -536,14 +539,12 @@ class LockTable:
         woken = self.book.woken
         while woken or (self._chores and self._do_chores()):
             try:
-                waiter = woken.popleft()
+                waiter = woken[0]
             except IndexError:
                 continue  # another thread has woken it
-            try:
-                reached = waiter.bell is None or waiter.bell.ring()
-            except BaseException:  # Ctrl-C in just this moment: nobody is to sleep on
-                woken.appendleft(waiter)
-                raise
+            reached = waiter.bell is None or waiter.bell.ring()
+            with suppress(ValueError):  # another thread has woken it too
+                woken.remove(waiter)  # only now, so that no Ctrl-C loses it: to be rung twice does no harm
             if not reached:  # its loop is closed: the turn goes on to the next
                 self._chores.append(partial(self._forsake, waiter))
 

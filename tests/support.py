@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import dis
+import functools
 import os
 import random
 import subprocess
@@ -90,6 +93,51 @@ def join_all(threads: list[threading.Thread], timeout: float = 30.0) -> None:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
         assert not thread.is_alive(), f"{thread.name} did not end"
+
+
+class Interrupt:
+    """Ctrl-C in our package, on this thread, at one of the places where Python looks for it: after a call."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+        self.before: dict[Any, int] = {}  # the instruction that each frame has executed last
+
+    def __call__(self, frame: Any, event: str, arg: Any) -> Optional[Interrupt]:
+        if event == "call":
+            if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_name == "repair":
+                return None
+            frame.f_trace = self  # 3.12 and later ask for it first
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+        elif event == "opcode":
+            before = self.before.get(frame)
+            self.before[frame] = frame.f_lasti
+            if before is not None and dis.opname[frame.f_code.co_code[before]].startswith("CALL"):
+                self.left -= 1
+                if self.left < 0:
+                    raise KeyboardInterrupt
+        return self
+
+
+def interrupted(step: int, work: Callable[[], Any], first: Callable[[], Any] = lambda: None) -> bool:
+    """Whether Ctrl-C came in the work; on a thread of its own, since CPython 3.11 leaves there what was being handled.
+
+    What is done `first` is done on the same thread, and isn't interrupted.
+    """
+    hit = []
+
+    def run() -> None:
+        first()
+        sys.settrace(Interrupt(step))
+        try:
+            work()
+        except KeyboardInterrupt:
+            hit.append(step)
+        finally:
+            sys.settrace(None)
+
+    join_all(start_all(functools.partial(contextvars.copy_context().run, run)))
+    return bool(hit)
 
 
 class Stuck(BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import signal
 import sys
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Callable, Optional
 
 import pytest
-from support import PACKAGE, eventually, join_all, start_all
+from support import PACKAGE, eventually, interrupted, join_all, start_all
 from visitors import Visitor, attempt, closed_loop, drop, in_thread, inside, line, nothing_left, queued, until
 
 from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, Lock, LockGroup, NotHeldError, Slot
@@ -957,6 +958,45 @@ def test_L7_ctrl_c_at_any_call_within_a_wait_leaves_nothing_behind(limit: Option
         if interruption.place is None:
             break
     assert 3 < call < 399
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+def test_L7_ctrl_c_while_the_lock_is_handed_over_loses_no_turn(kind: str, behind: int) -> None:
+    """Wherever it comes, the lock has been handed over or is still held; all in line have their turn in the end."""
+    step, hit = 0, True
+    while hit:
+        coord = Coordinator()
+        table, lock = coord._table, coord.lock("a")
+        slots: list[Slot] = []
+        waiters: list[Any] = []
+        rung: list[Any] = []
+
+        def come(
+            table: Any = table, lock: Any = lock, slots: Any = slots, waiters: Any = waiters, rung: Any = rung
+        ) -> None:
+            slots.append(lock.__enter__())
+            for number in range(behind):
+                me = ThreadOwner(threading.current_thread())
+                bell = SimpleNamespace(
+                    ring=lambda number=number: rung.append(number) or True, loop=None if kind == "threads" else me
+                )
+                claim = Context().run(table.claim, Door(table, "a"), me)
+                waiters.append(table._ask(claim, me, None, bell))
+                Context().run(table._decide, waiters[-1])
+
+        hit = interrupted(step, functools.partial(lock.__exit__, None, None, None), come)
+        if slots[0].owner is not None:
+            assert table.slots["a"] is slots[0], step
+            table.free(slots[0], slots[0].owner)
+        for number, waiter in enumerate(waiters):
+            assert waiter.served, step
+            assert number in rung, step
+            table.free(waiter.claim, waiter.owner)
+        assert nothing_left(coord)
+        coord.close()
+        step += 1
+    assert step > 4
 
 
 def test_L7_a_waiter_on_a_closed_loop_is_passed_over(coord: Coordinator) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import dis
 import functools
 import gc
-import sys
 import threading
 
 import pytest
-from support import PACKAGE, eventually, join_all, run_script, start_all
+from support import eventually, interrupted, join_all, run_script, start_all
 
 from agentdiff import (
     CascadeError,
@@ -970,46 +967,6 @@ def test_E5_what_was_taken_is_handled_and_what_was_refused_was_refused_aloud(cap
     assert len(seen) - len(data) + lost == 600
 
 
-class Interrupt:
-    """Ctrl-C in our package, on this thread, at one of the places where Python looks for it: after a call."""
-
-    def __init__(self, step):
-        self.left = step
-        self.before = {}  # the instruction that each frame has executed last
-
-    def __call__(self, frame, event, arg):
-        if event == "call":
-            if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_name == "repair":
-                return None
-            frame.f_trace_opcodes = True
-            frame.f_trace_lines = False
-        elif event == "opcode":
-            before = self.before.get(frame)
-            self.before[frame] = frame.f_lasti
-            if before is not None and dis.opname[frame.f_code.co_code[before]].startswith("CALL"):
-                self.left -= 1
-                if self.left < 0:
-                    raise KeyboardInterrupt
-        return self
-
-
-def interrupted(step, work):
-    """Whether Ctrl-C came first; on a thread of its own, since CPython 3.11 leaves there what was being handled."""
-    hit = []
-
-    def run():
-        sys.settrace(Interrupt(step))
-        try:
-            work()
-        except KeyboardInterrupt:
-            hit.append(step)
-        finally:
-            sys.settrace(None)
-
-    join_all(start_all(functools.partial(contextvars.copy_context().run, run)))
-    return bool(hit)
-
-
 @pytest.mark.parametrize("place", ["first of its lane", "behind others"])
 def test_E4_ctrl_c_inside_emit_jams_nothing(place):
     """Wherever it comes: the event is handled once or not at all, later ones are, and `join` comes back."""
@@ -1037,7 +994,7 @@ def test_E4_ctrl_c_inside_emit_jams_nothing(place):
         assert hit or seen == ["interrupted", "after"]
         assert settled(coord)
         step += 1
-    assert step > (2 if sys.version_info < (3, 12) else 0)  # later ones tell of few opcodes
+    assert step > 2
     coord.close()
 
 
