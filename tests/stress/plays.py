@@ -198,12 +198,17 @@ class Crowd:
 
     names = ("a", "b")
     patience = 0.004  # after which a task may be cancelled, at the most
+    least = 100  # so many are to enter, however slow the machine is
 
     def __init__(self, coord: Coordinator, span: float) -> None:
         self.coord = coord
         self.span = span
         self.end = time.monotonic() + span
         self.errors: list[BaseException] = []
+
+    def visits(self) -> int:
+        """How many have entered."""
+        raise NotImplementedError
 
     def one_thread_visit(self, dice: random.Random, name: str) -> None:
         raise NotImplementedError
@@ -227,7 +232,7 @@ class Crowd:
         return run
 
     def _goes_on(self) -> bool:
-        return time.monotonic() < self.end and not self.errors
+        return (time.monotonic() < self.end or self.visits() <= self.least) and not self.errors
 
     def _by_threads(self, seed: int) -> None:
         dice = random.Random(seed)
