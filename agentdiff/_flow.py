@@ -65,6 +65,7 @@ def make_emit(bus: Traffic, outside: Any) -> tuple[Emit, Emit]:  # noqa: PLR0915
     now = bus.clock.time
     routes = bus.routes
     live = bus.live
+    submit = bus.workers.submit
 
     def emit(name: str, data: Any = None, *, sender: Optional[str] = None) -> Delivery:
         """Send an event on its way; never waits for a handler (E4)."""
@@ -103,7 +104,7 @@ def make_emit(bus: Traffic, outside: Any) -> tuple[Emit, Emit]:  # noqa: PLR0915
                 lane.queue.append(delivery)
                 if not lane.scheduled:
                     lane.scheduled = True
-                    bus.workers.submit(lane.run)
+                    submit(lane.run)
             except BaseException:  # Ctrl-C, at any of these steps
                 bus.repair(delivery)
                 raise
@@ -131,7 +132,7 @@ def make_emit(bus: Traffic, outside: Any) -> tuple[Emit, Emit]:  # noqa: PLR0915
             lane.queue.append(delivery)
             if not lane.scheduled:
                 lane.scheduled = True
-                bus.workers.submit(lane.run)
+                submit(lane.run)
         except BaseException:  # Ctrl-C, at any of these steps
             bus.repair(delivery)
             raise

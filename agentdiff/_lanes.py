@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Callable, Optional, Protocol, Union
 
 from ._clock import Clock, check_timeout
-from ._owner import LOCAL, Owner, this_thread
+from ._owner import Owner, this_thread
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import Workers
 from .deadlock import OtherWait, Party
@@ -245,8 +245,8 @@ class Lane:
         The handlers that are left of a `parked` event come first.
         """
         bus = self._bus
-        before, LOCAL.lane = LOCAL.lane, self
-        self.holder = me = this_thread()
+        me = self.holder = this_thread()
+        before, me.lane = me.lane, self
         try:
             if parked is not None and not bus.handle(*parked):
                 return
@@ -265,7 +265,7 @@ class Lane:
                     bus.workers.submit(self.resume)  # others wait for a worker: to the end of their line
                     return
         finally:
-            LOCAL.lane = before
+            me.lane = before
             if self.holder is me:
                 self.holder = None
 

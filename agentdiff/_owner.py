@@ -23,9 +23,15 @@ import attrs
 
 @attrs.define(eq=False)
 class ThreadOwner:
-    """A thread as an owner of locks."""
+    """A thread as an owner of locks.
+
+    By the others, waits of all kinds tell those who have work for this thread, or for the events that come after the
+    one it handles.
+    """
 
     thread: threading.Thread
+    workers: Optional[Lender] = None  # whose thread this is
+    lane: Any = None  # whose events this thread is handling
 
 
 @attrs.define(eq=False)
@@ -53,15 +59,6 @@ class Lender(Protocol):
     def take_back(self) -> None: ...
 
 
-class _Local(threading.local):
-    def __init__(self) -> None:
-        self.workers: Optional[Lender] = None  # whose thread this is
-        self.lane: Any = None  # whose events this thread is handling
-
-
-LOCAL = _Local()
-"""By these, waits of all kinds tell those who have work for this thread, or for the events after the one it handles."""
-
 HERE = threading.local()
 """`HERE.me` is the calling thread's owner, once somebody has asked for it: see `this_thread`. Hot paths read it here
 when no loop runs; a `threading.local` that has no class of its own answers sooner."""
@@ -79,7 +76,7 @@ def this_thread() -> ThreadOwner:
 @contextmanager
 def lent_worker() -> Iterator[None]:
     """Around a wait: if this thread is a worker, another may work meanwhile."""
-    workers = LOCAL.workers
+    workers = this_thread().workers
     if workers is None:
         yield
         return

@@ -28,7 +28,6 @@ from ._limited import LimitEntry, all_limits
 from ._log import about, logger
 from ._owner import (
     HOLDS,
-    LOCAL,
     GeneratorOwner,
     Owner,
     agent_of,
@@ -37,6 +36,7 @@ from ._owner import (
     lent_worker,
     loop_of,
     running_loop,
+    this_thread,
 )
 from ._places import BY_HAND, Book, Door, Entry, How, LockEntry, Place, Slot, live, released_inside, the_only_one
 from ._quick import Ways, make_ways
@@ -284,7 +284,7 @@ class LockTable:
         if slot is not None or bell is None:
             return slot
         try:
-            if LOCAL.workers is None:
+            if this_thread().workers is None:
                 bell.sleep(self._clock, self._first_spell(waiter))
             else:
                 with lent_worker():  # E16

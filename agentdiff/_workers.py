@@ -22,7 +22,7 @@ from itertools import count
 from typing import Any, Callable, Optional, Protocol
 
 from ._log import about, logger
-from ._owner import LOCAL, ThreadOwner, all_frames, this_thread
+from ._owner import ThreadOwner, all_frames, this_thread
 
 Job = Callable[[], Any]
 
@@ -90,16 +90,17 @@ class Workers:
             raise
 
     def _work(self) -> None:
-        self.owners.add(this_thread())
+        me = this_thread()
+        me.workers = self
+        self.owners.add(me)
         try:
             self._serve()
         finally:
-            self.owners.discard(this_thread())
+            self.owners.discard(me)
 
     def _serve(self) -> None:
         bell = threading.Lock()
         bell.acquire()
-        LOCAL.workers = self
         self._threads.add(threading.current_thread())
         while True:
             self.run_jobs(while_wanted=True)

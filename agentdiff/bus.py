@@ -34,7 +34,7 @@ from ._lanes import (
     name_of,
 )
 from ._log import about, logger
-from ._owner import LOCAL, GeneratorOwner, ThreadOwner, current_owner, running_loop
+from ._owner import GeneratorOwner, ThreadOwner, current_owner, running_loop, this_thread
 from ._waitqueue import Bell, TaskBell
 from ._workers import OwnLoop, Workers, drain_at_exit
 from .deadlock import Graph, OtherWait
@@ -156,13 +156,14 @@ class Bus:
         self.joins.begin()
         self.workers.forget()
         self.loop.forget()
-        here: Optional[Lane] = LOCAL.lane  # this thread may be in a handler, or in a run
+        me = this_thread()
+        here: Optional[Lane] = me.lane  # this thread may be in a handler, or in a run
         for lane in list(self._runs.values()):
             if lane is not here:
                 lane.begin()
         if here is not None:
             here.forget()
-        LOCAL.lane = LOCAL.workers = None
+        me.lane = me.workers = None
         self._begin()
 
     # -- subscribing ------------------------------------------------------------------------------------

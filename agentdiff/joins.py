@@ -19,7 +19,7 @@ import attrs
 from ._clock import Clock
 from ._lanes import Cause, Handler, Subscription, cause_here, name_of
 from ._log import about, logger
-from ._owner import LOCAL, lent_worker
+from ._owner import lent_worker, this_thread
 from ._workers import Workers
 from .events import Event, check_name, is_pattern
 
@@ -345,7 +345,7 @@ class Joins:
 
     def _watch(self) -> None:
         """On a worker: sleep until the next set's time is over, as long as there is one."""
-        lends_a_hand = LOCAL.workers is not self._workers  # at the exit of the process, say, which nobody holds up
+        lends_a_hand = this_thread().workers is not self._workers  # at exit, say, which nobody holds up
         while True:
             with self._inside():
                 over = self._take_overdue(self._clock.monotonic())

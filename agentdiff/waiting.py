@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional, Protocol
 from ._clock import Clock, check_timeout, left_until
 from ._lanes import Away, Delivery, Lane
 from ._log import about, logger
-from ._owner import LOCAL, Owner, current_owner, current_task_of, lent_worker, running_loop
+from ._owner import Owner, current_owner, current_task_of, lent_worker, running_loop, this_thread
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import Workers, look_whether_all_wait
 from .deadlock import Graph, Hop, OtherWait, Party, Wait, at, named, where
@@ -210,7 +210,7 @@ class Waits:
         deadline = self._clock.deadline(timeout)
         handled = _delivery_here() if lane_too else None
         loop = running_loop()
-        lane: Optional[Lane] = LOCAL.lane if lane_too and loop is None else None
+        lane: Optional[Lane] = this_thread().lane if lane_too and loop is None else None
         warn_at: Optional[float] = None
         if wait is not None and loop is not None:
             wait.blocks = loop
@@ -322,7 +322,7 @@ class Waits:
     def _wait(self, name: str, what: str, parties: Callable[[], list[Party]]) -> OtherWait:
         me = current_owner()
         away = _away_here(_delivery_here())
-        mine: Optional[Lane] = away.lane if away is not None else None if running_loop() else LOCAL.lane
+        mine: Optional[Lane] = away.lane if away is not None else None if running_loop() else this_thread().lane
 
         def whom() -> Wait:
             found = [(party, what) for party in parties()]
@@ -351,12 +351,13 @@ def _lent(lane: Optional[Lane]) -> Iterator[None]:
         if lane is None:
             yield
             return
+        me = this_thread()
         loan = lane.lend()
-        LOCAL.lane = None  # what this thread may do meanwhile has nothing to do with it
+        me.lane = None  # what this thread may do meanwhile has nothing to do with it
         try:
             yield
         finally:
-            LOCAL.lane = lane
+            me.lane = lane
             lane.take_back(loan)
 
 

@@ -19,7 +19,7 @@ from agentdiff import (
     QueueFullError,
     _workers,
 )
-from agentdiff._owner import LOCAL
+from agentdiff._owner import this_thread
 
 
 def settled(coord):
@@ -715,7 +715,7 @@ def test_E16_what_a_thread_does_while_its_handler_waits_is_not_that_handlers(coo
         order.append("outer")
 
     def inner(data):
-        assert LOCAL.lane is None
+        assert this_thread().lane is None
         with coord.expect("told") as expected:
             coord.emit("tell")
             expected.wait(20)
