@@ -12,7 +12,7 @@ from itertools import repeat
 from typing import Any, Callable, Optional, Protocol
 
 from ._lanes import AWAY, EMPTY, ENOUGH, Cause, Deliverer, Delivery, Details, Lane, Loan, Route, Subscription
-from ._owner import TASKS, running_loop
+from ._owner import TASKS, task_loop
 from .events import CAUSE
 
 Emit = Callable[..., Delivery]
@@ -88,7 +88,7 @@ def make_emit(bus: Traffic, outside: Any) -> tuple[Emit, Emit]:  # noqa: PLR0915
             cause = bus.own_cause(cause)
             delivery.details = Details(cause)
         if route.heard:
-            if cause is not None or (TASKS and running_loop() is not None):
+            if cause is not None or (TASKS and task_loop() is not None):
                 lane = bus.lane_for(name, cause)
             else:
                 try:

@@ -104,17 +104,19 @@ else:
 """`TASKS` is false where no task of any loop runs at this moment: quicker to ask than for the running loop."""
 
 
+running_loop = _get_running_loop
+
 if sys.version_info >= (3, 12):
-    running_loop = _get_running_loop
+    task_loop = running_loop
 else:  # there, asyncio asks the system for the number of this process each time, for 100 to 200 ns
     _latest: Any = None
 
-    def running_loop() -> Optional[AbstractEventLoop]:
-        """The loop that runs on this thread, if any. Most often it is the only one that runs a task, found before."""
+    def task_loop() -> Optional[AbstractEventLoop]:
+        """The running loop, for who asks within a task: most often it is the only one that runs any, found before."""
         global _latest
         loop: Optional[AbstractEventLoop] = _latest
         if loop not in TASKS or len(TASKS) > 1 or loop._thread_id != get_ident():  # type: ignore[union-attr]
-            loop = _get_running_loop()
+            loop = running_loop()
             if isinstance(loop, BaseEventLoop):
                 _latest = loop
         return loop
@@ -136,7 +138,7 @@ def current_owner() -> Owner:
     """Who is asking now: the running task, or the thread where there is none."""
     if not TASKS:  # asked once: a task may begin to run meanwhile, on another thread
         return this_thread()
-    return current_task_of(running_loop()) or this_thread()
+    return current_task_of(task_loop()) or this_thread()
 
 
 def running_task(what: str) -> Task[Any]:
@@ -145,7 +147,7 @@ def running_task(what: str) -> Task[Any]:
     Raises:
         RuntimeError: there is none, so that nothing can be awaited (L13).
     """
-    task: Optional[Task[Any]] = current_task_of(running_loop())
+    task: Optional[Task[Any]] = current_task_of(task_loop())
     if task is None:
         raise RuntimeError(f"awaiting {what} needs a running asyncio task (trio is not supported)")
     return task

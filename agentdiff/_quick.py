@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import TracebackType, coroutine
 from typing import Any, Callable, Optional, Protocol
 
-from ._owner import HERE, HOLDS, TASKS, Owner, current_owner, current_task_of, running_loop, running_task, this_thread
+from ._owner import HERE, HOLDS, TASKS, Owner, current_owner, current_task_of, running_task, task_loop, this_thread
 from ._places import Book, Door, Limiter, Slot, live
 
 Ways = tuple[Callable[..., Any], Callable[..., Any]]
@@ -63,7 +63,7 @@ def make_ways(table: Table) -> tuple[Callable[[Door], Ways], Callable[[Door, Any
     here = HERE
     tasks = TASKS
     task_of = current_task_of
-    loop_here = running_loop
+    loop_here = task_loop
 
     def ways(door: Door) -> Ways:
         name = door.name

@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional, Protocol
 from ._clock import Clock, check_timeout, left_until
 from ._lanes import Away, Delivery, Lane
 from ._log import about, logger
-from ._owner import Owner, current_owner, current_task_of, lent_worker, running_loop, this_thread
+from ._owner import Owner, current_owner, current_task_of, lent_worker, running_loop, task_loop, this_thread
 from ._waitqueue import Bell, TaskBell, ThreadBell
 from ._workers import Workers, look_whether_all_wait
 from .deadlock import Graph, Hop, OtherWait, Party, Wait, at, named, where
@@ -384,7 +384,7 @@ def _away_here(delivery: Optional[Delivery]) -> Optional[Away]:
     """The handler whose own task this is, on a loop."""
     if delivery is None:
         return None
-    me = current_task_of(running_loop())
+    me = current_task_of(task_loop())
     return next((away for away in list(delivery.bus.away) if away.task is me), None)
 
 

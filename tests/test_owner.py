@@ -18,7 +18,7 @@ from agentdiff._owner import (
     has_ended,
     in_words,
     loop_of,
-    running_loop,
+    task_loop,
     this_thread,
 )
 
@@ -55,7 +55,7 @@ def test_L2_the_owner_is_the_running_task() -> None:
         me = asyncio.current_task()
         assert current_owner() is me
         assert await asyncio.gather(child()) != [me]
-        assert loop_of(current_owner()) is asyncio.get_running_loop() is running_loop()
+        assert loop_of(current_owner()) is asyncio.get_running_loop() is task_loop()
         assert current_owner() is me
 
     async def child() -> Any:
@@ -73,19 +73,19 @@ def test_L2_the_running_loop_is_that_of_the_thread_that_asks() -> None:
     elsewhere: list[Any] = []
 
     async def here() -> None:
-        assert running_loop() is asyncio.get_running_loop()
+        assert task_loop() is asyncio.get_running_loop()
 
     async def meanwhile(run: Any) -> None:
-        assert running_loop() is asyncio.get_running_loop()
+        assert task_loop() is asyncio.get_running_loop()
         join_all(start_all(run))
-        assert running_loop() is asyncio.get_running_loop()
+        assert task_loop() is asyncio.get_running_loop()
 
     loop.run_until_complete(here())
-    assert running_loop() is None
+    assert task_loop() is None
     loop.run_until_complete(meanwhile(lambda: other.run_until_complete(here())))
-    loop.run_until_complete(meanwhile(lambda: elsewhere.append(running_loop())))
-    join_all(start_all(lambda: loop.run_until_complete(meanwhile(lambda: elsewhere.append(running_loop())))))
-    assert running_loop() is None
+    loop.run_until_complete(meanwhile(lambda: elsewhere.append(task_loop())))
+    join_all(start_all(lambda: loop.run_until_complete(meanwhile(lambda: elsewhere.append(task_loop())))))
+    assert task_loop() is None
     assert elsewhere == [None, None]
     loop.close()
     other.close()
@@ -99,16 +99,16 @@ def test_L2_a_loop_within_a_loop_is_the_one_that_runs(outer_is: str) -> None:
 
     async def owner() -> None:
         await asyncio.sleep(0)
-        found.append((running_loop(), current_owner(), asyncio.current_task()))
+        found.append((task_loop(), current_owner(), asyncio.current_task()))
 
     def nest() -> None:
-        assert running_loop() is outer
+        assert task_loop() is outer
         asyncio._set_running_loop(None)
         try:
             inner.run_until_complete(owner())
         finally:
             asyncio._set_running_loop(outer)
-        found.append((running_loop(), current_owner(), asyncio.current_task() or this_thread()))
+        found.append((task_loop(), current_owner(), asyncio.current_task() or this_thread()))
 
     async def task() -> None:
         nest()
