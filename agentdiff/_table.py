@@ -131,7 +131,15 @@ class LockTable:
             entry = self.entries[name] = LockEntry(name, self.book)
         return entry
 
-    def _decide(self, waiter: Place, whole: bool = True) -> Optional[Slot]:
+    def _decide(
+        self,
+        claim: Slot,
+        me: Owner,
+        timeout: Optional[float],
+        bell: Any,
+        blocks: Optional[AbstractEventLoop] = None,
+        whole: bool = True,
+    ) -> tuple[Place, Optional[Slot]]:
         """Decide under the mutex: the slot, or None: the waiter stands in line, if it has a bell.
 
         `whole` says that the block is entered at once; it is not, if more locks are to be taken for it first.
@@ -142,13 +150,22 @@ class LockTable:
         """
         slot: Optional[Slot] = None
         ring: tuple[Hop, ...] = ()
-        claim = waiter.claim
         name = claim.door.name
+        waiter: Place = Waiter()
+        waiter.owner = me
+        waiter.claim = claim
+        waiter.timeout = timeout
+        waiter.bell = bell
+        waiter.blocks = blocks
+        waiter.request = None
+        waiter.tokens = claim.door.how.tokens
+        waiter.served = waiter.warned = False
+        waiter.since = claim.since
         try:
             with self._mutex:
-                entry = self._entry(name)
-                if not entry.join(waiter):
-                    slot, ring = self._place(waiter, entry, whole)
+                entry = self.entries.get(name)
+                if entry is None or not entry.join(waiter):
+                    slot, ring = self._place(waiter, self._entry(name), whole)
             if self.book.woken or self._chores:
                 self._act()
             if ring:
@@ -158,7 +175,7 @@ class LockTable:
         except BaseException:
             self._give_up(waiter)
             raise
-        return slot
+        return waiter, slot
 
     def _place(self, waiter: Place, entry: Entry, whole: bool) -> tuple[Optional[Slot], tuple[Hop, ...]]:
         """The slot, if it is inside now; or the ring that its wait would close, and then it doesn't wait."""
@@ -263,24 +280,10 @@ class LockTable:
         claim.outer = outer if outer is None else live(outer)
         return claim
 
-    def _ask(self, claim: Slot, me: Owner, timeout: Optional[float], bell: Any) -> Place:
-        waiter: Place = Waiter()
-        waiter.owner = me
-        waiter.claim = claim
-        waiter.timeout = timeout
-        waiter.bell = bell
-        waiter.blocks = waiter.request = None
-        waiter.tokens = claim.door.how.tokens
-        waiter.served = waiter.warned = False
-        waiter.since = claim.since
-        return waiter
-
     def acquire(self, claim: Slot, me: Owner, timeout: Optional[float], whole: bool = True) -> Optional[Slot]:
         """Take the name, waiting on this thread where need be; None if the time ran out (L3, L4, L7)."""
         bell = ThreadBell() if timeout != 0 else None
-        waiter = self._ask(claim, me, timeout, bell)
-        waiter.blocks = running_loop()
-        slot = self._decide(waiter, whole)
+        waiter, slot = self._decide(claim, me, timeout, bell, running_loop(), whole)
         if slot is not None or bell is None:
             return slot
         try:
@@ -305,8 +308,7 @@ class LockTable:
     ) -> Optional[Slot]:
         """Take the name, waiting on this loop where need be; None if the time ran out (L3, L4, L7)."""
         bell = TaskBell() if timeout != 0 else None
-        waiter = self._ask(claim, me, timeout, bell)
-        slot = self._decide(waiter, whole)
+        waiter, slot = self._decide(claim, me, timeout, bell, None, whole)
         if slot is not None or bell is None:
             return slot
         try:
@@ -351,11 +353,9 @@ class LockTable:
         return None if waiter.warned else self.warn_after(waiter.blocks)
 
     def _first_spell(self, waiter: Place) -> Optional[float]:
-        if waiter.request is not None:
-            return self._spell(waiter)
-        timeout = waiter.timeout
-        slow = self.warn_after(waiter.blocks)
-        return slow if timeout is None or (slow is not None and slow < timeout) else timeout
+        if waiter.timeout is None and waiter.blocks is None and waiter.request is None:
+            return self.slow_after
+        return self._spell(waiter)
 
     def _spell(self, waiter: Place) -> Optional[float]:
         """How long to sleep until the wait is over, or worth a warning (L12), or a limit may let it in (R2)."""
@@ -526,7 +526,7 @@ class LockTable:
         try:
             with mutex:
                 entry = self.entries.get(slot.door.name)
-                done = isinstance(entry, LockEntry) and entry.hand_over(slot)
+                done = entry.__class__ is LockEntry and entry.hand_over(slot)
         finally:
             if self.book.woken or self._chores:
                 self._act()

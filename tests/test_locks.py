@@ -895,8 +895,7 @@ class Interruption:
         """The stranger behind comes, the holder leaves, and time passes."""
         if self.behind is None:
             bell = SimpleNamespace(ring=lambda: True, loop=None)
-            self.behind = Context().run(lambda: self.table._ask(self.claim(self.other), self.other, None, bell))
-            Context().run(self.table._decide, self.behind)
+            self.behind, _ = Context().run(lambda: self.table._decide(self.claim(self.other), self.other, None, bell))
             assert self.slot is not None
             self.table.free(self.slot, self.holder)
             self.pass_time()
@@ -982,8 +981,7 @@ def test_L7_ctrl_c_while_the_lock_is_handed_over_loses_no_turn(kind: str, behind
                     ring=lambda number=number: rung.append(number) or True, loop=None if kind == "threads" else me
                 )
                 claim = Context().run(table.claim, Door(table, "a"), me)
-                waiters.append(table._ask(claim, me, None, bell))
-                Context().run(table._decide, waiters[-1])
+                waiters.append(Context().run(table._decide, claim, me, None, bell)[0])
 
         hit = interrupted(step, functools.partial(lock.__exit__, None, None, None), come)
         if slots[0].owner is not None:

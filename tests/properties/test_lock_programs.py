@@ -184,8 +184,8 @@ class LockPrograms(RuleBasedStateMachine):
 
         def slowly(claim: Slot, me: Any) -> Any:
             nonlocal waiter
-            waiter = self.table._ask(claim, me, None, bell if patient else None)
-            return self.table._decide(waiter)
+            waiter, slot = self.table._decide(claim, me, None, bell if patient else None)
+            return slot
 
         try:
             got = party.context.run(self.enter[name], party.me, slowly)
