@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from contextvars import Context, copy_context
 from typing import Any, Callable, Optional
@@ -119,13 +120,12 @@ def nothing_left(coord: Coordinator) -> bool:
     return True
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    """Let the loop go on until the condition holds."""
-    for _ in range(100_000):
-        if condition():
-            return
+async def until(condition: Callable[[], Any], timeout: float = 10.0) -> None:
+    """`eventually`, and the loop goes on meanwhile."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {condition}"
         await asyncio.sleep(0)
-    raise AssertionError("never came true")
 
 
 def in_thread(call: Callable[[], Any]) -> Any:
