@@ -266,7 +266,7 @@ class Writer:
                     if self._ending and not self._buffer:
                         break
                     self._wake.sleep(self._clock, None)
-                if self._buffer and not self._hurried:
+                if self._buffer and not (self._hurried or self._ending):
                     self._wake.sleep(self._clock, FLUSH_EVERY)
                 self._work()
                 self.mark = -1

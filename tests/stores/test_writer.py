@@ -550,6 +550,19 @@ def test_S1_an_event_that_comes_as_the_writer_goes_to_sleep_is_written(monkeypat
         eventually(lambda: clock.advance(0.1) or kept(store) == [0, 1])
 
 
+def test_E7_a_writer_that_is_to_end_gathers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its thread has not begun yet, and one ring stands for the event and for the end."""
+    store, go = FakeStore(), threading.Event()
+    with writing(store) as (writer, keep):
+        run = writer._run
+        monkeypatch.setattr(writer, "_run", lambda: (go.wait(10), run()))
+        keep(0)
+        writer.end()
+        go.set()
+        eventually(lambda: writer._thread is None)
+        assert kept(store) == [0]
+
+
 def test_E6_stop_waits_until_the_store_is_closed() -> None:
     """The thread ends after that, and then whoever stops it goes on."""
     store, clock, may_close = FakeStore(), FakeClock(), threading.Event()
