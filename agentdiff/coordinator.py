@@ -7,7 +7,8 @@ from asyncio import AbstractEventLoop
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from types import MethodType, TracebackType
+from copy import copy
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union, cast, overload
 
 import attrs
@@ -163,6 +164,8 @@ class Coordinator:
         self._bus.end_of_run = self._dependencies.sweep
         self._values = StateTable(clock, self._bus.run_here)
         self._handles: dict[str, Lock] = {}
+        if type(self).lock is Coordinator.lock:  # by a copy: who refers to itself goes only with a collection
+            self.lock = by_name(self._handles, copy(self).lock)  # type: ignore[method-assign]
         self._clock = clock
         self._writer: Optional[Writer] = None
         self._store: Union[str, Store, None] = None
@@ -654,8 +657,6 @@ class Coordinator:
     def _shorten(self) -> None:
         if type(self).emit is Coordinator.emit:
             self.emit = self._bus.emit  # type: ignore[method-assign]  # the same without a call in between
-        if type(self).lock is Coordinator.lock:
-            self.lock = by_name(self._handles, MethodType(Coordinator.lock, self))  # type: ignore[method-assign]
 
     def join(self, timeout: Optional[float] = None, *, run: Optional[str] = None) -> None:
         """Wait until every event is handled, with all that the handlers emit (E7).

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
+import weakref
 from contextvars import Context
 from typing import Any
 
@@ -357,6 +359,23 @@ def test_L10_lock_says_what_it_takes_and_obeys_a_subclass() -> None:
             with counting.lock("x"):
                 pass
         assert counting.asked == 2
+
+
+def test_L9_a_coordinator_goes_with_its_last_reference() -> None:
+    """Nothing in it refers to it, so nobody waits for a collection; `lock` kept alone goes on."""
+    coord = Coordinator()
+    with coord.lock("x"):
+        coord.emit("y").wait(10)
+    lock, there = coord.lock, weakref.ref(coord)
+    coord.close()
+    gc.disable()
+    try:
+        del coord
+        assert there() is None
+    finally:
+        gc.enable()
+    with pytest.raises(ClosedError, match="closed"):
+        lock("x")
 
 
 def test_E5_max_pending_bounds_what_is_queued() -> None:

@@ -1313,6 +1313,7 @@ def test_R1_a_holder_may_leave_the_quick_way_just_after_its_lock_has_become_a_li
     storage = iter([Slots(), {}])
     coord = Coordinator(clock=FakeClock())
     coord._table = LockTable(FakeClock(), slow_after=None, storage=lambda: next(storage))
+    del coord.lock  # the short way, to the table that was there
     lock = coord.lock("api")
     visitors: list[Visitor] = []
 

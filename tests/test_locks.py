@@ -1430,6 +1430,7 @@ def hooked(hooks: Hooks) -> Coordinator:
 
     coordinator = Coordinator()
     coordinator._table = LockTable(FakeClock(), slow_after=None, storage=storage)  # type: ignore[arg-type]
+    del coordinator.lock  # the short way, to the table that was there
     return coordinator
 
 
