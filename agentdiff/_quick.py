@@ -28,6 +28,10 @@ DONE = _nothing()
 next(DONE, None)
 
 
+held = HOLDS.get
+hold = HOLDS.set
+
+
 class Table(Limiter, Protocol):
     """Where those go who can't go the quick way."""
 
@@ -58,12 +62,6 @@ def make_ways(table: Table) -> tuple[Callable[[Door], Ways], Callable[[Door, Any
     slowly_async = table.enter_async
     setdefault = slots.setdefault
     find = slots.get
-    held = HOLDS.get
-    hold = HOLDS.set
-    here = HERE
-    tasks = TASKS
-    task_of = current_task_of
-    loop_here = task_loop
 
     def ways(door: Door) -> Ways:
         name = door.name
@@ -72,7 +70,7 @@ def make_ways(table: Table) -> tuple[Callable[[Door], Ways], Callable[[Door, Any
             """The slot of a name that is free, or the caller's already; else what `otherwise` makes of the claim."""
             if me is None:
                 try:
-                    me = current_owner() if tasks else here.me
+                    me = current_owner() if TASKS else HERE.me
                 except AttributeError:  # the first time in this thread
                     me = this_thread()
             outer: Optional[Slot] = held()
@@ -154,7 +152,7 @@ def make_ways(table: Table) -> tuple[Callable[[Door], Ways], Callable[[Door, Any
         name = door.name
 
         async def enter_async() -> Slot:
-            me = task_of(loop_here()) or running_task(f"lock {name!r}")
+            me = current_task_of(task_loop()) or running_task(f"lock {name!r}")
             slot = enter(me, slowly_async)
             return slot if slot.__class__ is Slot else await slot
 
