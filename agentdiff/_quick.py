@@ -56,10 +56,8 @@ class Table(Limiter, Protocol):
 
 def make_ways(table: Table) -> tuple[Callable[[Door], Ways], Callable[[Door, Any], Ways]]:  # noqa: PLR0915  (closures)
     """What makes, for a door, the ways in and out of `with`; and those of `async with`, which few doors need."""
-    slots, entries, settle, now = table.book.slots, table.book.entries, table.settle, table.book.now
-    slowly, release, free = table.enter, table.release, table.free
-    pass_on, hand_over = table.pass_on, table.hand_over
-    slowly_async = table.enter_async
+    slots, entries, now = table.book.slots, table.book.entries, table.book.now
+    slowly, slowly_async = table.enter, table.enter_async
     setdefault = slots.setdefault
     find = slots.get
 
@@ -95,10 +93,10 @@ def make_ways(table: Table) -> tuple[Callable[[Door], Ways], Callable[[Door, Any
                     if not entries or name not in entries:  # here and below: most often there is none at all
                         hold(slot)
                         return slot
-                    settle(slot)
+                    table.settle(slot)
             except BaseException:  # Ctrl-C in just this moment
                 if slot.owner is not None:
-                    settle(slot)
+                    table.settle(slot)
                 raise
             if found.owner is me:
                 found.depth += 1
@@ -136,14 +134,14 @@ def make_ways(table: Table) -> tuple[Callable[[Door], Ways], Callable[[Door, Any
                     del slots[name]
                     slot.owner = None
                     if entries and name in entries:
-                        pass_on(name)
+                        table.pass_on(name)
                     return done
-                if hand_over(slot):
+                if table.hand_over(slot):
                     return done
             if kept is not None:
-                free(kept, current_owner())
+                table.free(kept, current_owner())
             else:
-                release(name, current_owner(), True)
+                table.release(name, current_owner(), True)
             return done
 
         return leave
