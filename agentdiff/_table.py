@@ -30,13 +30,13 @@ from ._owner import (
     HOLDS,
     GeneratorOwner,
     Owner,
+    ThreadOwner,
     agent_of,
     has_ended,
     in_words,
     lent_worker,
     loop_of,
     running_loop,
-    this_thread,
 )
 from ._places import BY_HAND, Book, Door, Entry, How, LockEntry, Place, Slot, live, released_inside, the_only_one
 from ._quick import Ways, make_ways
@@ -287,7 +287,7 @@ class LockTable:
         if slot is not None or bell is None:
             return slot
         try:
-            if this_thread().workers is None:
+            if me.__class__ is ThreadOwner and me.workers is None:
                 bell.sleep(self._clock, self._first_spell(waiter))
             else:
                 with lent_worker():  # E16
