@@ -213,7 +213,7 @@ def test_E13_sets_of_different_runs_do_not_mix(coord):
     for run in ("s", "r"):
         with coord.run(run):
             coord.emit("b", run)
-    coord.join(10)
+        coord.join(10)
     assert seen[1:] == [{"a": "s", "b": "s"}, {"a": "r", "b": "r"}]
 
 

@@ -104,7 +104,7 @@ def writing(store: Store, **more: Any) -> Iterator[Any]:
         yield writer, writer.keeper()
     finally:
         writer.stop()
-        assert not [thread for thread in threading.enumerate() if thread.name == "test-store"]
+        eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "test-store"])
 
 
 def kept(store: Store) -> list[int]:
