@@ -172,8 +172,8 @@ class LockTable:
                 raise self._deadlock(f"lock {name!r}", name, ring)
             if slot is claim and claim.door.how.lend:
                 HOLDS.set(slot)
-        except BaseException:
-            self._give_up(waiter)
+        except BaseException as error:
+            self._give_up(waiter, error)
             raise
         return waiter, slot
 
@@ -299,8 +299,8 @@ class LockTable:
                 HOLDS.set(claim)
                 return claim
             return self._wake_up(waiter, whole)
-        except BaseException:
-            self._give_up(waiter)
+        except BaseException as error:
+            self._give_up(waiter, error)
             raise
 
     async def acquire_async(
@@ -316,8 +316,8 @@ class LockTable:
             while not waiter.served and self._look_again(waiter):
                 await bell.sleep(self._clock, self._spell(waiter))
             return self._wake_up(waiter, whole)
-        except BaseException:
-            self._give_up(waiter)
+        except BaseException as error:
+            self._give_up(waiter, error)
             raise
 
     def patience(self, timeout: Any) -> Optional[float]:
@@ -411,12 +411,15 @@ class LockTable:
             raise request.error
         return left
 
-    def _give_up(self, waiter: Place) -> None:
+    def _give_up(self, waiter: Place, error: BaseException) -> None:
         """Leave nothing behind (L7): neither a place in line, nor a turn that came meanwhile.
 
-        It may be the garbage collector who gives up, for a task that nobody will run again: see `_do_chores`.
+        It may be the garbage collector who gives up, for a task that nobody will run again: see `_do_chores`. Anybody
+        else goes on when it is done: who asks again meanwhile would be inside by the turn that is to be passed on.
         """
         self._chores.append(partial(self._forsake, waiter))
+        if not isinstance(error, GeneratorExit):
+            self._do_chores(wait=True)
         self._act()
 
     def _forsake(self, waiter: Place) -> None:
@@ -548,13 +551,13 @@ class LockTable:
             if not reached:  # its loop is closed: the turn goes on to the next
                 self._chores.append(partial(self._forsake, waiter))
 
-    def _do_chores(self) -> bool:
+    def _do_chores(self, wait: bool = False) -> bool:
         """Do under the mutex what has been put aside; False if somebody else will.
 
         A garbage collection can come upon a thread inside the mutex; so what a collection may call puts its work
         aside, and doesn't wait for the mutex: whoever has it does the work afterwards.
         """
-        if self._mutex._is_owned() or not self._mutex.acquire(False):
+        if self._mutex._is_owned() or not self._mutex.acquire(wait):
             return False
         try:
             while self._chores:

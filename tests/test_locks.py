@@ -791,6 +791,46 @@ def test_L7_a_hand_over_that_meets_a_cancellation_is_passed_on(coord: Coordinato
     assert len(inside(coord)) == 1  # the heir's task has ended without releasing: shown, and not freed
 
 
+class Taken:
+    """A table's mutex that somebody else has just now: who doesn't wait for it, doesn't get it."""
+
+    def __init__(self, mutex: Any) -> None:
+        self._mutex = mutex
+        self.release, self._is_owned = mutex.release, mutex._is_owned
+
+    def acquire(self, blocking: bool = True) -> bool:
+        return blocking and self._mutex.acquire()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: Any) -> None:
+        self.release()
+
+
+def test_L7_a_task_that_gave_up_its_turn_is_not_inside_by_it(coord: Coordinator) -> None:
+    """It goes on when the turn has been passed on: asking again before, it would have come in beside the next."""
+    lock = coord.lock("a")
+    holder = Visitor(lock).entered()
+    others: list[Visitor] = []
+    coord._table._mutex = Taken(coord._table._mutex)
+
+    async def main() -> bool:
+        asyncio.get_running_loop().call_soon(meet, asyncio.current_task())
+        with pytest.raises(asyncio.CancelledError):
+            await lock.acquire_async()
+        return await lock.acquire_async(timeout=0)
+
+    def meet(task: Any) -> None:
+        others.append(queued(coord, lock))
+        holder.go()
+        task.cancel()
+
+    assert not asyncio.run(main())
+    others[0].entered().go()
+    assert nothing_left(coord)
+
+
 def test_L7_a_hand_over_that_meets_a_timeout_is_kept_or_passed_on(timed: Coordinator, clock: FakeClock) -> None:
     """Release and the end of the time in one moment: the lock is either got or free, never lost."""
     lock = timed.lock("a")

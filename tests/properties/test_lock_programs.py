@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from asyncio import CancelledError
 from contextvars import Context
 from typing import Any, Optional
 
@@ -234,7 +235,7 @@ class LockPrograms(RuleBasedStateMachine):
         """A timeout, or a cancellation."""
         party = self.pick(number, awake=False)
         if by_cancel:
-            self.table._give_up(party.waiter)
+            self.table._give_up(party.waiter, CancelledError())
         else:
             assert party.context.run(self.table._wake_up, party.waiter) is None
         party.waiter = None
@@ -270,7 +271,7 @@ class LockPrograms(RuleBasedStateMachine):
         """When everybody has left, nothing is left."""
         for party in self.parties:
             if party.waiter is not None:
-                self.table._give_up(party.waiter)
+                self.table._give_up(party.waiter, CancelledError())
         for name in NAMES:
             for hold in list(self.model.inside[name]):
                 for _ in range(hold.depth):
