@@ -22,7 +22,7 @@ from agentdiff import CoordinationTimeoutError, Coordinator, DeadlockError, Lock
 from agentdiff._owner import ThreadOwner, current_owner
 from agentdiff._places import Door, How
 from agentdiff._table import LockTable
-from agentdiff._waitqueue import WaitQueue
+from agentdiff._waitqueue import TaskBell, WaitQueue
 from agentdiff.limits import Limit
 from agentdiff.testing import FakeClock
 
@@ -1047,6 +1047,27 @@ def test_L7_a_waiter_on_a_closed_loop_is_passed_over(coord: Coordinator) -> None
     waiter.entered().go()
     assert nothing_left(coord)
     drop(tasks)
+
+
+def test_L8_who_is_late_to_wake_a_task_does_not_pass_on_the_turn_that_it_took(
+    coord: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads ring, and the task, woken by the first, has ended with its loop when the second does."""
+    lock = coord.lock("a")
+    ring = TaskBell.ring
+    holder = Visitor(lock).entered()
+    tasks = start_all(lambda: asyncio.run(lock.acquire_async()))
+    eventually(lambda: line(coord))
+
+    def late(bell: TaskBell) -> bool:
+        monkeypatch.undo()
+        join_all(start_all(coord._table._act))
+        join_all(tasks)
+        return ring(bell)
+
+    monkeypatch.setattr(TaskBell, "ring", late)
+    holder.go()
+    assert len(inside(coord)) == 1  # it has ended without releasing: shown, and not freed
 
 
 def test_L7_very_many_waiters_on_a_closed_loop_are_passed_over(coord: Coordinator) -> None:
