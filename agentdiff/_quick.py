@@ -122,7 +122,10 @@ def make_ways(table: Table) -> tuple[Callable[[Door], Ways], Callable[[Door, Any
             kept: Optional[Slot] = None,
         ) -> Any:
             """End the block that this context has entered last; or an entry to a slot that was kept, if it is there."""
-            slot = find(name)
+            try:
+                slot: Optional[Slot] = slots[name]
+            except KeyError:
+                slot = None
             if slot is not None and (
                 slot is (kept or held()) or (kept is None and slot.owner is current_owner())  # another was taken within
             ):
