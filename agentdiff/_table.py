@@ -386,7 +386,6 @@ class LockTable:
         """The wait is over: what did it bring?"""
         if not waiter.served and self._leave_line(waiter):
             return None
-        waiter.bell = None  # who is late to ring it may find the loop closed, and is not to pass the turn on
         slot = waiter.claim
         request = waiter.request
         if request is not None:
@@ -546,11 +545,10 @@ class LockTable:
                 waiter = woken[0]
             except IndexError:
                 continue  # another thread has woken it
-            bell = waiter.bell
-            reached = bell is None or bell.ring()
+            reached = waiter.bell is None or waiter.bell.ring()
             with suppress(ValueError):  # another thread has woken it too
                 woken.remove(waiter)  # only now, so that no Ctrl-C loses it: to be rung twice does no harm
-            if not reached and waiter.bell is not None:  # its loop is closed: the turn goes on to the next
+            if not reached:  # its loop is closed: the turn goes on to the next
                 self._chores.append(partial(self._forsake, waiter))
 
     def _do_chores(self, wait: bool = False) -> bool:

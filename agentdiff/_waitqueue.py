@@ -21,7 +21,7 @@ class Bell(Protocol):
     """What a sleeper leaves with whoever will wake it."""
 
     def ring(self) -> bool:
-        """End the sleep, or the next; False if nobody can be woken any more. Never blocks, may be called twice."""
+        """End the sleep, or the next; False if whoever sleeps can't be woken. Never blocks, may be called twice."""
 
 
 class ThreadBell:
@@ -64,7 +64,7 @@ class TaskBell:
         try:
             self.loop.call_soon_threadsafe(self._finish)
         except RuntimeError:
-            return False  # the loop has been closed: nobody will ever run this task again
+            return self._future is None  # the loop has been closed: whoever sleeps there is never run again
         return True
 
     def _finish(self) -> None:
@@ -87,7 +87,7 @@ class TaskBell:
                     await self._future
                 finally:
                     timer.cancel()
-        self._rung = False  # it can be rung again
+        self._rung, self._future = False, None  # it can be rung again
 
 
 class Waiter(Generic[T]):

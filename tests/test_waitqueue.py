@@ -127,15 +127,22 @@ def test_L7_a_cancelled_sleep_takes_its_alarm_along(clock: FakeClock) -> None:
 
 
 def test_L7_a_bell_of_a_closed_loop_says_so() -> None:
-    """Nobody will ever run that task again: whoever rings must be told."""
+    """Nobody will ever run a task that sleeps there again: whoever rings must be told. One that has woken is awake."""
     loop = asyncio.new_event_loop()
 
-    async def make() -> TaskBell:
-        return TaskBell()
+    async def main() -> tuple[TaskBell, TaskBell, Any]:
+        woken, asleep = TaskBell(), TaskBell()
+        woken.ring()
+        await woken.sleep(Clock(), None)
+        sleeper = asleep.sleep(Clock(), None)
+        sleeper.send(None)
+        return woken, asleep, sleeper
 
-    bell = loop.run_until_complete(make())
+    woken, asleep, sleeper = loop.run_until_complete(main())
     loop.close()
-    assert bell.ring() is False
+    assert asleep.ring() is False
+    assert woken.ring() is True
+    sleeper.close()
 
 
 @pytest.mark.parametrize("timeout", [-1.0, 0.0, 0.001])
