@@ -274,7 +274,8 @@ class LimitEntry:
                     self.book.woken.append(first)
 
     def _list(self, waiter: Place) -> None:
-        self.line[waiter] = self._sides[_loop_of(waiter)][waiter] = None
+        side = self._sides[_loop_of(waiter)]
+        self.line[waiter] = side[waiter] = None
 
     def _unlist(self, waiter: Place) -> None:
         loop = _loop_of(waiter)

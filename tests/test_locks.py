@@ -948,7 +948,7 @@ class Interruption:
         code = frame.f_code
         if code.co_name == "wait" or not code.co_filename.startswith(PACKAGE):
             return None
-        if self.table.book.waiting or self.seen:  # from joining the line on
+        if self.seen or any(entry.line for entry in self.table.entries.values()):  # from joining the line on
             self.seen += 1
             if self.seen == self.call:
                 self.place = code.co_name
