@@ -650,7 +650,8 @@ def test_E13_sets_that_are_over_together_are_told_in_the_order_of_their_ends(tim
     timed.on(all_of("a", "long"), print, timeout=100)
     timed.on(all_of("a", "short"), print, timeout=98)
     for number in range(3):
-        timed.emit("a", number)
+        with timed.run("r"):  # whose events are handled in the order in which they are told
+            timed.emit("a", number)
         timed.join(10)
         sleeps_until(clock, 1098)
         clock.advance(3)
