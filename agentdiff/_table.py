@@ -835,11 +835,15 @@ class _Several:
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        if error is not None or self.missed is not None:
-            self._table.free_all(self.slots, self._me)
-            self.slots = []
-        else:
-            self._table.all_taken(self.slots)
+        inside = False
+        try:
+            if error is None and self.missed is None:
+                self._table.all_taken(self.slots)
+                inside = True
+        finally:  # Ctrl-C may come in just this moment
+            if not inside:
+                self._table.free_all(self.slots, self._me)
+                self.slots = []
 
 
 def _who(slot: Slot) -> str:

@@ -999,6 +999,20 @@ def test_L7_ctrl_c_at_any_call_within_a_wait_leaves_nothing_behind(limit: Option
     assert 3 < call < 399
 
 
+def test_L7_ctrl_c_when_the_last_of_several_has_come_lets_go_of_all(
+    coord: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted as entered then, which may have to wait for others."""
+
+    def interrupt(slots: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(coord._table, "all_taken", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        coord.lock("a", "b").acquire()
+    assert nothing_left(coord)
+
+
 @pytest.mark.parametrize("behind", [1, 2])
 @pytest.mark.parametrize("kind", ["threads", "tasks"])
 def test_L7_ctrl_c_while_the_lock_is_handed_over_loses_no_turn(kind: str, behind: int) -> None:
