@@ -414,6 +414,7 @@ def test_R2_random_traffic_is_let_in_when_its_windows_allow_it_and_neither_earli
     )
 
 
+@pytest.mark.time_limit(600)
 def test_R3_after_10_000_random_calls_the_account_is_exact() -> None:
     """Commits, failures, cancellations, timeouts, re-entries, in one long program under one limit after another."""
     traffic, dice = LimitTraffic(), random.Random(3)
