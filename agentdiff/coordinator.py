@@ -247,11 +247,13 @@ class Coordinator:
             how = How(timeout=timeout, lend=lend, tokens=check_amount("tokens", tokens))
         if more:
             return LockGroup(self._table, (name, *map(check_name, more)), how)
-        handle = Lock(self._table, name, how)
-        if how is PLAIN:
+        if how is not PLAIN:
+            return Lock(self._table, name, how)
+        handle = self._handles.get(name)
+        if handle is None:
             if len(self._handles) >= _HANDLES_KEPT:
                 self._handles.clear()
-            self._handles[name] = handle
+            handle = self._handles[name] = Lock(self._table, name)
         return handle
 
     def limit(

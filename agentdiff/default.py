@@ -156,7 +156,10 @@ def lock(
 
 def lock(name: str, *more: str, timeout: Any = ..., lend: bool = True, tokens: float = 0) -> Union[Lock, LockGroup]:
     """`Coordinator.lock` on the default coordinator (F1)."""
-    handle: Union[Lock, LockGroup] = default_coordinator().lock(name, *more, timeout=timeout, lend=lend, tokens=tokens)
+    found = default_coordinator()
+    if not more and timeout is ... and lend is True and not tokens:  # what most ask for, by its short way
+        return found.lock(name)
+    handle: Union[Lock, LockGroup] = found.lock(name, *more, timeout=timeout, lend=lend, tokens=tokens)
     return handle
 
 

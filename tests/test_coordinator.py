@@ -359,6 +359,8 @@ def test_L10_lock_says_what_it_takes_and_obeys_a_subclass() -> None:
             with counting.lock("x"):
                 pass
         assert counting.asked == 2
+        assert counting.lock("x") is counting.lock("x", timeout=..., lend=True, tokens=0)
+        assert counting.lock("x") is not counting.lock("x", timeout=1)
 
 
 def test_L9_a_coordinator_goes_with_its_last_reference() -> None:

@@ -35,6 +35,7 @@ def test_F1_facades_act_on_one_default(fresh_default: Coordinator) -> None:
     emit("mine", 2).wait(10)
     subscription.cancel()
     assert heard == [True, 2]
+    assert lock("x") is lock("x", timeout=..., lend=True) is fresh_default.lock("x")
     with lock("a", "b") as slots:
         assert [slot.name for slot in slots] == ["a", "b"]
 
